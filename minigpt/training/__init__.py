@@ -1,0 +1,1 @@
+"""Probabilities to parameters: losses, the one training loop, optimizers, checkpoints."""

@@ -1,0 +1,52 @@
+"""Losses: how surprised a model is, in nats, bits, and as a number of equally likely choices.
+
+    L = −mean log P(uᵢ | u_<i)          perplexity = e^L = 2^(L in bits)
+
+Source: course B, "Perplexity"; course A, eq. L₁ of GPT-1 (Radford et al. 2018, eq. 1), averaged instead of summed.
+
+Shapes: B batch, T time, V vocabulary.
+"""
+import math
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean −log P(target) in nats: (..., V), (...) -> scalar. Only where `mask` (...) is True, if given.
+
+    The mean runs over the counted positions of the whole batch, not row by row: a long row weighs more than a short one.
+    """
+    if mask is not None:
+        if not mask.any():
+            raise ValueError("the mask counts no position, so there is nothing to average; check padding and lengths")
+        logits, targets = logits[mask], targets[mask]                   # (N, V), (N)
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())    # (N, V), (N)
+
+
+def causal_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """L₁: logits at t are judged by token t + 1. (B, T, V), (B, T) -> scalar in nats a token; `mask` (B, T), True where a token counts."""
+    return cross_entropy(logits[:, :-1], tokens[:, 1:], None if mask is None else mask[:, 1:])
+
+
+def perplexity(nats: float) -> float:
+    """e^L: the number of equally likely tokens that would be as hard to guess.
+
+    >>> round(perplexity(math.log(50)))
+    50
+    """
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def bits(nats: float) -> float:
+    """Nats to bits: divide by ln 2."""
+    return nats / math.log(2)
+
+
+def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
+    """Bits spent on each UTF-8 byte: the one measure that compares models with different tokenizers.
+
+    >>> round(bits_per_byte(math.log(256), n_tokens=10, n_bytes=10), 6)
+    8.0
+    """
+    return bits(nats_per_token) * n_tokens / n_bytes

@@ -1,0 +1,161 @@
+"""GPT against a plain-Python forward pass, its own cache, the chain rule, and the parameter counts others published."""
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from minigpt.models.gpt import GPT, GPTConfig, count_parameters
+
+FORMS = {
+    "gpt2": GPTConfig(11, 9, n_layers=2, n_heads=3, d_model=12),
+    "modern": GPTConfig.modern(11, 9, n_layers=2, n_heads=3, d_model=12),
+    "gpt1": GPTConfig(11, 9, n_layers=2, n_heads=3, d_model=12, post_norm=True),
+    "no positions": GPTConfig(11, 9, n_layers=2, n_heads=3, d_model=12, positions="none"),
+}
+
+
+def make(form: str, seed: int = 0) -> GPT:
+    """Weights of order 1, biases and gains included: at the usual 0.02 many mistakes hide below the tolerance."""
+    model, generator = GPT(FORMS[form]).double(), torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5, generator=generator)
+    return model
+
+
+def layer_norm(x, gain, bias):
+    mean = sum(x) / len(x)
+    variance = sum((a - mean) ** 2 for a in x) / len(x)
+    return [(a - mean) / math.sqrt(variance + 1e-5) * g + b for a, g, b in zip(x, gain, bias)]
+
+
+def linear(x, layer):
+    return [sum(w * a for w, a in zip(row, x)) + b for row, b in zip(layer.weight.tolist(), layer.bias.tolist())]
+
+
+def gelu(a):
+    return 0.5 * a * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
+
+
+def by_hand(model: GPT, tokens: list[int]) -> list[list[float]]:
+    """GPT-2 in lists of floats, one number at a time: no tensor operation in common with the library."""
+    config = model.config
+    embedding, positions = model.token_embedding.weight.tolist(), model.position_embedding.weight.tolist()
+    xs = [[e + p for e, p in zip(embedding[token], positions[t])] for t, token in enumerate(tokens)]
+    width = config.d_model // config.n_heads
+    for block in model.blocks:
+        a = block.attention
+        normed = [layer_norm(x, block.norm1.weight.tolist(), block.norm1.bias.tolist()) for x in xs]
+        q, k, v = ([linear(x, layer) for x in normed] for layer in (a.query, a.key, a.value))
+        for t in range(len(xs)):
+            joined = []
+            for h in range(config.n_heads):
+                part = slice(h * width, (h + 1) * width)
+                scores = [sum(x * y for x, y in zip(q[t][part], k[s][part])) / math.sqrt(width) for s in range(t + 1)]
+                weights = [math.exp(s) / sum(math.exp(r) for r in scores) for s in scores]
+                joined += [sum(w * v[s][part][d] for s, w in enumerate(weights)) for d in range(width)]
+            xs[t] = [x + y for x, y in zip(xs[t], linear(joined, a.out))]
+        for t, x in enumerate(xs):
+            inner = [gelu(y) for y in linear(layer_norm(x, block.norm2.weight.tolist(), block.norm2.bias.tolist()), block.feed_forward.inner)]
+            xs[t] = [x_ + y for x_, y in zip(x, linear(inner, block.feed_forward.out))]
+    final = [layer_norm(x, model.final_norm.weight.tolist(), model.final_norm.bias.tolist()) for x in xs]
+    return [[sum(x * e for x, e in zip(h, row)) for row in embedding] for h in final]
+
+
+def test_gpt2_equals_plain_python():
+    model, tokens = make("gpt2"), [3, 1, 4, 1, 5]
+    torch.testing.assert_close(model(torch.tensor([tokens]))[0], torch.tensor(by_hand(model, tokens), dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_future_has_no_influence(form):
+    model, generator = make(form), torch.Generator().manual_seed(1)
+    tokens = torch.randint(11, (2, 7), generator=generator)
+    before = model(tokens)
+    for t in range(1, 7):
+        changed = tokens.clone()
+        changed[:, t] = (changed[:, t] + 1) % 11
+        after = model(changed)
+        torch.testing.assert_close(after[:, :t], before[:, :t], atol=1e-12, rtol=0)
+        assert (after[:, t] - before[:, t]).abs().amax() > 1e-3         # and the present has
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("pieces", [[7], [1] * 7, [4, 1, 2], [2, 5]])
+def test_cached_pieces_equal_the_whole(form, pieces):
+    model = make(form)
+    tokens = torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(2))
+    cache = model.new_cache()
+    parts = [model(part, cache) for part in tokens.split(pieces, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-11, rtol=0)
+
+
+def test_order_matters_only_with_positions():
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    swapped = tokens[:, [1, 0, 2, 3]]
+    for form in FORMS:
+        same = torch.allclose(make(form)(tokens)[0, -1], make(form)(swapped)[0, -1], atol=1e-9)
+        # Without positions one layer cannot tell; two can, because the causal mask itself lets layer 1 count its predecessors.
+        assert not same, form
+    one_layer = GPT(GPTConfig(11, 9, n_layers=1, n_heads=3, d_model=12, positions="none")).double()
+    torch.testing.assert_close(one_layer(tokens)[0, -1], one_layer(swapped)[0, -1])
+
+
+def test_tied_gradient_is_the_sum_of_both_uses():
+    model = make("gpt2")
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    F.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:]).backward()
+    tied = model.token_embedding.weight.grad.clone()
+    step, measured = 1e-6, torch.zeros_like(tied)                       # finite differences of the whole: they cannot forget a use
+    with torch.no_grad():
+        for i in [1, 3, 5, 7]:
+            for j in range(0, 12, 5):
+                losses = []
+                for sign in (1, -1):
+                    model.token_embedding.weight[i, j] += sign * step
+                    losses.append(F.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:]).item())
+                    model.token_embedding.weight[i, j] -= sign * step
+                measured[i, j] = (losses[0] - losses[1]) / (2 * step)
+                assert tied[i, j].item() == pytest.approx(measured[i, j].item(), abs=1e-7)
+    assert tied[7].abs().max() > 0                                      # token 7 is not in the input: its gradient comes from the output alone
+
+
+# GPT-2 as released: 50257·C + 1024·C + L(12C² + 13C) + 2C. GPT-1: 40478·C + 512·C + L(12C² + 13C), no final norm.
+@pytest.mark.parametrize("config, count", [
+    (GPTConfig.gpt1(), 116_534_784),
+    (GPTConfig.gpt2("small"), 124_439_808), (GPTConfig.gpt2("medium"), 354_823_168),
+    (GPTConfig.gpt2("large"), 774_030_080), (GPTConfig.gpt2("xl"), 1_557_611_200),
+])
+def test_published_parameter_counts(config, count):
+    with torch.device("meta"):
+        assert count_parameters(GPT(config)) == count
+
+
+def test_initialisation():
+    model = GPT(GPTConfig(50, 16, n_layers=8, n_heads=4, d_model=64), torch.Generator().manual_seed(3))
+    again = GPT(GPTConfig(50, 16, n_layers=8, n_heads=4, d_model=64), torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+    assert model.blocks[0].attention.query.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.blocks[0].attention.out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+    assert model.blocks[0].attention.query.bias.abs().max() == 0 and (model.final_norm.weight == 1).all()
+    loss = F.cross_entropy(model(torch.arange(16)[None])[0], torch.arange(1, 17))
+    assert loss.item() == pytest.approx(math.log(50), abs=0.1)          # an untrained model knows nothing
+
+
+@pytest.mark.parametrize("wrong, word", [
+    (dict(n_heads=5), "d_model"), (dict(n_layers=0), "n_layers"), (dict(positions="absolute"), "positions"),
+    (dict(norm="batch"), "norm"), (dict(activation="tanh"), "activation"), (dict(d_model=12.0), "d_model"),
+])
+def test_bad_configurations_say_why(wrong, word):
+    with pytest.raises(ValueError, match=word):
+        GPT(GPTConfig(**{**dict(vocab_size=11, context_length=9, n_layers=2, n_heads=3, d_model=12), **wrong}))
+
+
+def test_too_long_an_input_is_refused():
+    with pytest.raises(ValueError, match="10 tokens do not fit the context of 9"):
+        GPT(FORMS["gpt2"])(torch.zeros(1, 10, dtype=torch.long))
+    model = GPT(FORMS["gpt2"])
+    cache = model.new_cache()
+    model(torch.zeros(1, 9, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match="10 tokens"):
+        model(torch.zeros(1, 1, dtype=torch.long), cache)

@@ -1,0 +1,89 @@
+import random
+from collections import Counter
+
+import pytest
+
+from minigpt.text.byte_pairs import apply_merges, learn_merges, merge
+
+
+def as_characters(ids):
+    return "".join(map(chr, ids))
+
+
+def learn_by_recounting(word_counts, n_merges):
+    """Counts every pair of every word anew for each merge; words are str of ids, so str.replace can do the merging."""
+    words, merges = {as_characters(word.encode()): times for word, times in word_counts.items()}, []
+    while len(merges) < n_merges:
+        count = Counter()
+        for word, times in words.items():
+            for i in range(len(word) - 1):
+                count[ord(word[i]), ord(word[i + 1])] += times
+        if not count:
+            break
+        most = max(count.values())
+        pair = min(pair for pair in count if count[pair] == most)
+        words = {word.replace(as_characters(pair), chr(256 + len(merges))): times for word, times in words.items()}
+        merges.append(pair)
+    return merges
+
+
+def test_the_example_of_the_paper_by_hand():
+    words = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
+    e, s, t, l, o, w = b"estlow"
+    # es 9, st 9: the tie goes to e < s. Then es·t 9. Then lo 7, ow 7: l < o. Then lo·w 7.
+    assert learn_merges(words, 4) == [(e, s), (256, t), (l, o), (258, w)]
+
+
+def test_counts_weigh_words_and_every_position_in_them():
+    assert learn_merges({"ab": 2, "cd": 3}, 1) == [(99, 100)]
+    assert learn_merges({"abxab": 2, "cd": 3}, 1) == [(97, 98)]
+
+
+@pytest.mark.parametrize("alphabet", ["a", "ab", "abc", "añ", "abcdefghij"])
+def test_merges_equal_a_naive_recount_until_nothing_is_left(alphabet):
+    rng = random.Random(len(alphabet))
+    for _ in range(60):
+        words = {"".join(rng.choices(alphabet, k=rng.randint(1, 12))): rng.randint(1, 9) for _ in range(rng.randint(1, 15))}
+        for n_merges in (3, 1000):
+            assert learn_merges(words, n_merges) == learn_by_recounting(words, n_merges)
+
+
+def test_merges_equal_a_naive_recount_on_overlapping_runs():
+    for length in range(1, 20):
+        words = {"a" * length: 1, "ba" + "a" * length + "b": 2}
+        assert learn_merges(words, 1000) == learn_by_recounting(words, 1000)
+
+
+def test_merges_do_not_depend_on_the_order_of_the_words():
+    rng = random.Random(5)
+    words = [("".join(rng.choices("abcd", k=6)), 1) for _ in range(40)]
+    assert learn_merges(dict(words), 50) == learn_merges(dict(reversed(words)), 50)
+
+
+def test_merge_equals_str_replace():
+    rng = random.Random(2)
+    for _ in range(500):
+        ids, pair = rng.choices((97, 98, 99), k=rng.randrange(9)), tuple(rng.choices((97, 98), k=2))
+        assert as_characters(merge(ids, pair, 256)) == as_characters(ids).replace(as_characters(pair), chr(256))
+
+
+def test_apply_merges_equals_replacing_pair_after_pair_in_order_of_rank():
+    rng = random.Random(3)
+    for _ in range(400):
+        merged = {}
+        for _ in range(rng.randint(1, 30)):                         # any table whose pairs exist by then, learnt or not
+            pair = tuple(rng.choice([97, 98, *merged.values()]) for _ in range(2))
+            merged.setdefault(pair, 256 + len(merged))
+        ids = rng.choices((97, 98), k=rng.randrange(40))
+        slow = as_characters(ids)
+        for pair, new_id in merged.items():
+            slow = slow.replace(as_characters(pair), chr(new_id))
+        before = list(ids)
+        assert as_characters(apply_merges(ids, merged)) == slow
+        assert ids == before                                        # what came in is left alone
+
+
+def test_rank_decides_and_not_position():
+    ab, bc = (97, 98), (98, 99)
+    assert apply_merges([97, 98, 99], {ab: 256, bc: 257}) == [256, 99]
+    assert apply_merges([97, 98, 99], {bc: 256, ab: 257}) == [97, 256]

@@ -1,0 +1,277 @@
+"""The stories hold together and are measured right; the readers read what they should and refuse the rest in one line."""
+import hashlib
+import importlib.util
+import math
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from minigpt.text import corpora
+from minigpt.text.corpora import BOY, GIRL, POOLS, STORIES, prose, read_text
+from minigpt.text.grammar import Grammar, alike, tokens
+
+ROOT = Path(corpora.__file__).parents[2]
+SAMPLE = STORIES.sample_many(2000, seed=20)
+
+
+def one_of(pool):
+    return "(" + "|".join(POOLS[pool]) + ")"
+
+
+# Read the cast of a story with regular expressions, which know nothing of the grammar.
+CAST = re.compile(rf"(?:One|On a|It was a) {one_of('WEATHER')} .*?\b(?P<hero>{'|'.join(GIRL | BOY)}) \w+ (?:a|an|some) "
+                  rf"{'(?P<look>' + '|'.join([*POOLS['LOOK'], *POOLS['LOOK_AN']]) + ')'} "
+                  rf"(?P<thing>{'|'.join([*POOLS['ONE'], *POOLS['MANY']])}) to the (?P<place>\w+)\. .*?(?P<pet>{'|'.join(POOLS['PET'])})\b"
+                  rf"(?: the|, an? \w+) (?P<animal>{'|'.join(POOLS['ANIMAL'])})\b")
+
+
+def cast(story):
+    return CAST.match(story)
+
+
+def test_mean_surprisal_is_the_entropy():
+    bits = [STORIES.surprisal(story) for story in SAMPLE]
+    error = statistics.stdev(bits) / math.sqrt(len(bits))
+    assert abs(statistics.fmean(bits) - STORIES.entropy()) < 4 * error < 2
+
+
+def test_mean_length_is_the_expected_length():
+    lengths = [len(story) for story in SAMPLE]
+    error = statistics.stdev(lengths) / math.sqrt(len(lengths))
+    assert abs(statistics.fmean(lengths) - STORIES.expected_length()) < 4 * error < 4
+
+
+def test_the_sizes_that_the_data_card_states():
+    """data/README.md quotes these; whoever changes the grammar changes the card."""
+    card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert f"| entropy | {STORIES.entropy():.0f} bits a story |" in card
+    assert f"| expected length | {STORIES.expected_length():.0f} characters |" in card
+    assert f"| entropy rate | {STORIES.entropy() / STORIES.expected_length():.2f} bits a character |" in card
+    assert f"| distinct stories | 2^{math.log2(STORIES.count()):.0f} |" in card
+    assert f"| distinct words | {len(STORIES.vocabulary()):,} |" in card
+    sizes = dict(re.findall(r"\| `(\w+\.txt)` \| ([\d.]+) kB \|", card))
+    for name in corpora.PROSE:
+        assert float(sizes[name]) == round((ROOT / "data" / name).stat().st_size / 1000), name
+
+
+def test_stories_are_rich_enough_to_learn_from():
+    assert 0.4 < STORIES.entropy() / STORIES.expected_length() < 0.9
+    assert len({word.lower() for word in STORIES.vocabulary()}) > 300
+    assert all(300 < len(story) < 600 for story in SAMPLE)
+    for pool, least in {"GIRL": 24, "BOY": 24, "PET": 24, "ANIMAL": 16, "ONE": 30, "MANY": 16, "PLACE": 16, "LOOK": 16, "WEATHER": 16}.items():
+        assert len(POOLS[pool]) >= least, pool
+
+
+def test_samples_are_a_function_of_the_seed():
+    assert STORIES.sample_many(5, seed=20) == SAMPLE[:5] != STORIES.sample_many(5, seed=21)
+    assert len(set(SAMPLE)) == len(SAMPLE)
+
+
+def test_articles_and_spacing_are_english():
+    for story in SAMPLE:
+        assert not re.search(r"\ba [aeio]|\ban [^aeiou]|  |\s[.,!?:]|\.\.|[a-z]\. [a-z]", story), story
+        assert story[0].isupper() and story.endswith(".")
+        assert story.count('"') % 2 == 0
+        assert all(sentence[0].isupper() for sentence in re.findall(r"(?<=[.!?] )[^\"]|(?<=[.!?] \")\w", story))
+
+
+def test_whoever_and_whatever_is_introduced_comes_back():
+    for story in SAMPLE:
+        who = cast(story)
+        assert who, story
+        rest = story[who.end():]
+        hero, wrong = ("he|him|his", "she|her") if who["hero"] in BOY else ("she|her", "he|him|his")
+        assert re.search(rf"\b({who['hero']})\b", rest)
+        ending = re.search(r"(\w+) \w+ were \w+, but (\w+) ", rest)
+        assert re.fullmatch(hero, ending[1].lower()) and re.fullmatch(hero, ending[2])
+        if not re.search(one_of("HELPER"), rest):
+            assert not re.search(rf"\b({wrong})\b", story, re.IGNORECASE), story
+        assert who["thing"] in rest and rest.count(who["place"]) >= 1
+        assert re.search(rf"\b({who['pet']}|{who['animal']})\b", rest)
+        plural = who["thing"] in POOLS["MANY"]
+        verb = re.search(rf"\b{who['thing']} (is|are)\b|\b(is|are) (?:my|the {who['look']}) {who['thing']}\b", rest)
+        assert verb is None or (verb[1] or verb[2]) == ("are" if plural else "is")
+        others = {name for pool in ("GIRL", "BOY") for name in POOLS[pool]} - {who["hero"]}
+        assert not re.search(rf"\b({'|'.join(others)})\b", story), story
+
+
+def swap(story, old, new, which=-1):
+    """The story with one occurrence of a word replaced: the last, or the numbered one."""
+    places = list(re.finditer(rf"\b{re.escape(old)}\b", story))
+    if not places:
+        return None
+    at = places[which]
+    return story[:at.start()] + new + story[at.end():]
+
+
+def other(pool, word):
+    names = sorted(POOLS[pool])
+    return names[(names.index(word) + 1) % len(names)]
+
+
+def corruptions(story):
+    who = cast(story)
+    pool = "GIRL" if who["hero"] in GIRL else "BOY"
+    things = "MANY" if who["thing"] in POOLS["MANY"] else "ONE"
+    words = story.split(" ")
+    middle = next(i for i in range(20, len(words)) if words[i] != words[i + 1])
+    yield "two words in the other order", " ".join([*words[:middle], words[middle + 1], words[middle], *words[middle + 2:]])
+    yield "wrong pronoun", swap(story, "but he", "but she") or swap(story, "but she", "but he")
+    yield "another name halfway", swap(story, who["hero"], other(pool, who["hero"]), which=1)
+    yield "another thing came back", swap(story, who["thing"], other(things, who["thing"]), which=1)
+    yield "another place", swap(story, who["place"], other("PLACE", who["place"]))
+    yield "another weather", swap(story, who[1], other("WEATHER", who[1]), which=0)
+    twice = story.count(f" {who['animal']} ") > 1                       # said once, it may be any animal whose ways fit
+    yield "another kind of animal", swap(story, who["animal"], other("ANIMAL", who["animal"])) if twice else None
+    yield "were for was", swap(story, "was", "were")
+    yield "was for were", swap(story, "were", "was")
+    yield "is for are", swap(story, "are", "is")
+    yield "are for is", swap(story, "is", "are")
+    yield "it for them", swap(story, "them", "it")
+    yield "them for it", swap(story, "it", "them")
+    yield "an for a", swap(story, "a", "an")
+    yield "no full stop", story[:-1]
+    yield "a full stop inside is missing", story.replace(". ", " ", 1)
+    yield "a quotation mark is missing", story.replace('"', "", 1)
+    yield "two spaces", story.replace(" ", "  ", 1)
+    yield "a space at the end", story + " "
+    yield "a small letter", story[0].lower() + story[1:]
+    yield "a word that is not there", story.replace("back, and", "back, and suddenly")
+    yield "half a story", story[:len(story) // 2]
+    yield "two stories", f"{story} {story}"
+
+
+def test_what_is_no_longer_a_story_is_told_apart():
+    seen = set()
+    for story in SAMPLE[:100]:
+        for kind, broken in corruptions(story):
+            if broken is None or broken == story:
+                continue
+            seen.add(kind)
+            assert not STORIES.is_grammatical(broken), (kind, broken)
+            assert STORIES.why_not(broken).startswith("at character "), kind
+    assert seen == {kind for kind, _ in corruptions(SAMPLE[0])}
+
+
+def test_what_is_remembered_costs_nothing():
+    for story in SAMPLE[:50]:
+        hero = cast(story)["hero"]
+        bits = [b for token, b in STORIES.surprisals(story) if token.strip() == hero]
+        # At most one later mention is a choice of who does something; which of the 96 names it is costs 0 from then on.
+        assert bits[0] > 5 and max(bits[1:]) < 4 and bits[1] == 0
+
+
+@pytest.mark.parametrize("raw, text", [
+    (b"plain\n", "plain\n"),
+    (b"\xef\xbb\xbfwith a mark", "with a mark"),
+    ("ñandú Ωmega 🦊".encode("utf-8"), "ñandú Ωmega 🦊"),
+    (b"one\r\ntwo\rthree\n\r\n", "one\ntwo\nthree\n\n"),
+    (b" x ", " x "),
+])
+def test_read_text(tmp_path, raw, text):
+    path = tmp_path / "a text.txt"
+    path.write_bytes(raw)
+    assert read_text(path) == read_text(str(path)) == text
+
+
+@pytest.mark.parametrize("raw, complaint", [
+    (b"caf\xe9 au lait", "is not UTF-8: byte 0xe9 at 3 of 12"),
+    (b"\xef\xbb\xbfab\xff", "is not UTF-8: byte 0xff at 5 of 6"),
+    ("Olé".encode("utf-16"), "is not UTF-8: byte 0xff at 0 of 8"),
+    (b"", "is empty"),
+    (b"\xef\xbb\xbf", "is empty"),
+    (b" \r\n\n", "is empty"),
+])
+def test_read_text_refuses(tmp_path, raw, complaint):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=re.escape(complaint)) as refusal:
+        read_text(path)
+    assert "bad.txt" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_read_text_needs_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file .*missing.txt"):
+        read_text(tmp_path / "missing.txt")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_text(tmp_path)
+
+
+def test_prose_holds_every_piece_once_and_ends_with_a_mixture():
+    text = prose()
+    pieces = text.rstrip("\n").split("\n\n\n")
+    by_file = {name: (ROOT / "data" / name).read_text(encoding="utf-8").strip("\n").split("\n\n\n") for name in corpora.PROSE}
+    assert sorted(pieces) == sorted(piece for ours in by_file.values() for piece in ours)
+    for name, ours in by_file.items():
+        assert [piece for piece in pieces if piece in ours] == ours, name      # in their own order
+    last_tenth = text[-len(text) // 10:]
+    assert all(any(piece[-200:] in last_tenth for piece in ours) for ours in by_file.values())
+    assert text.endswith("\n") and not text.endswith("\n\n")
+
+
+def test_a_grammar_of_ones_own_has_the_same_tools():
+    grammar = Grammar({"line": "{who=WHO} has {who.his} {thing=THING}."}, {"WHO": alike("Ann Eve", his="her") | alike("Tom", his="his"), "THING": alike("cup hat")})
+    assert grammar.count() == 6 and grammar.is_grammatical("Tom has his hat.") and not grammar.is_grammatical("Tom has her hat.")
+
+
+# data/get.py
+
+@pytest.fixture
+def get():
+    spec = importlib.util.spec_from_file_location("get", ROOT / "data" / "get.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3000          # more than one block
+
+
+@pytest.fixture
+def play(tmp_path):
+    path = tmp_path / "source" / "play.txt"
+    path.parent.mkdir()
+    path.write_bytes(PLAY)
+    return path.as_uri()
+
+
+def test_fetch_writes_what_was_promised(get, play, tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    get.fetch(play, there / "play.txt", hashlib.sha256(PLAY).hexdigest())
+    assert (there / "play.txt").read_bytes() == PLAY
+    assert [path.name for path in there.iterdir()] == ["play.txt"]
+
+
+def test_fetch_keeps_what_is_there_when_the_checksum_differs(get, play, tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "play.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="sha256"):
+        get.fetch(play, there / "play.txt", "0" * 64)
+    assert (there / "play.txt").read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in there.iterdir()] == ["play.txt"]
+
+
+@pytest.mark.parametrize("good_source", [False, True])
+def test_the_command_ends_with_2_and_one_line(get, play, tmp_path, capsys, good_source):
+    """Either the source is not there, as without a network, or it holds other bytes."""
+    url = play if good_source else (tmp_path / "nowhere.txt").as_uri()
+    assert get.main(url, tmp_path / "play.txt", "0" * 64) == 2
+    assert not list(tmp_path.glob("play*"))
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("get.py: ")
+
+
+def test_the_command_says_what_it_wrote(get, play, tmp_path, capsys):
+    checksum = hashlib.sha256(PLAY).hexdigest()
+    assert get.main(play, tmp_path / "play.txt", checksum) == 0
+    assert "play.txt" in capsys.readouterr().out
+    (tmp_path / "source" / "play.txt").unlink()
+    assert get.main(play, tmp_path / "play.txt", checksum) == 0                 # it is here already: no need of the source
+
+
+def test_the_published_text_has_the_checksum(get, shared_file):
+    assert hashlib.sha256(shared_file("tinyshakespeare.txt").read_bytes()).hexdigest() == get.SHA256
