@@ -49,7 +49,7 @@ class Lesson:
         error = difference(got, expected)
         held = error <= atol
         self._record("check", name, held, source=source, error=error, tolerance=atol)
-        print(f"  {'✓' if held else '✗'} {name:<68} error {error:.1e} ≤ {atol:.0e}" if held else f"  ✗ {name}: error {error:.3g} > {atol:.0e}", flush=True)
+        print(f"  {'✓' if held else '✗'} {name:<68} error {error:.1e} ≤ {atol:.1e}" if held else f"  ✗ {name}: error {error:.3g} > {atol:.1e}", flush=True)
         if not held:
             self._write("failed")
             print(f"\n{self.name}: the equation “{name}” ({source}) does not hold: error {error:.3g}, tolerance {atol:.0e}.", file=sys.stderr)

@@ -9,23 +9,25 @@ from pathlib import Path
 
 
 def read_text(path: str | Path) -> str:
-    """The text of any UTF-8 file, character for character: line ends stay as they are, only a leading byte-order mark goes.
+    """The text of a UTF-8 file, without its byte order mark; \\r\\n and \\r become \\n, so a text is the same on every system.
 
-    FileNotFoundError if it is missing; ValueError if it is a folder, empty, or not UTF-8 (saying which byte).
+    Errors, each one line: FileNotFoundError for a missing file; ValueError for a folder, for bytes that are not UTF-8, and for a
+    file that holds no text.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a text file")
+        raise ValueError(f"{path} is a folder; name one text file in it")
     if not path.exists():
-        raise FileNotFoundError(f"no file at {path}")
-    data = path.read_bytes()
+        raise FileNotFoundError(f"there is no file {path}; check its spelling, and the folder you are in: {Path.cwd()}")
+    raw = path.read_bytes()
     try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
+        text = raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; save it as UTF-8") from None
-    if not text:
-        raise ValueError(f"{path} is empty; give a file with text in it")
-    return text
+        raise ValueError(f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at {error.start} of {len(raw)} ({error.reason}); "
+                         "save it as UTF-8 in your editor") from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty; there is nothing to read")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -59,8 +61,8 @@ def read_json(path: str | Path) -> dict:
     """A JSON object from a UTF-8 file; ValueError in one line if it is anything else."""
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON in UTF-8 ({error}); it is damaged or belongs to something else") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); it is damaged or belongs to something else") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__} where an object is expected; it belongs to something else")
     return content

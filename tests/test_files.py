@@ -8,20 +8,40 @@ import pytest
 from minigpt.files import read_json, read_text, write_atomic, write_json
 
 
-def test_read_text(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes("\ufeffcafé\r\nline\n".encode("utf-8"))
-    assert read_text(path) == "café\r\nline\n"
-    path.write_bytes("café".encode("latin-1"))
-    with pytest.raises(ValueError, match="byte 0xe9 at position 3"):
+@pytest.mark.parametrize("raw, text", [
+    (b"plain\n", "plain\n"),
+    (b"\xef\xbb\xbfwith a mark", "with a mark"),
+    ("ñandú Ωmega 🦊".encode("utf-8"), "ñandú Ωmega 🦊"),
+    (b"one\r\ntwo\rthree\n\r\n", "one\ntwo\nthree\n\n"),
+    (b" x ", " x "),
+])
+def test_read_text(tmp_path, raw, text):
+    path = tmp_path / "a text.txt"
+    path.write_bytes(raw)
+    assert read_text(path) == read_text(str(path)) == text
+
+
+@pytest.mark.parametrize("raw, complaint", [
+    (b"caf\xe9 au lait", "is not UTF-8: byte 0xe9 at 3 of 12"),
+    (b"\xef\xbb\xbfab\xff", "is not UTF-8: byte 0xff at 5 of 6"),
+    ("Olé".encode("utf-16"), "is not UTF-8: byte 0xff at 0 of 8"),
+    (b"", "is empty"),
+    (b"\xef\xbb\xbf", "is empty"),
+    (b" \r\n\n", "is empty"),
+])
+def test_read_text_refuses(tmp_path, raw, complaint):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=re.escape(complaint)) as refusal:
         read_text(path)
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="empty"):
-        read_text(path)
-    with pytest.raises(ValueError, match="folder"):
+    assert "bad.txt" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_read_text_needs_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file .*missing.txt"):
+        read_text(tmp_path / "missing.txt")
+    with pytest.raises(ValueError, match="is a folder"):
         read_text(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no file at"):
-        read_text(tmp_path / "b.txt")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a file-size limit stands in for a full disk, and only POSIX has one")

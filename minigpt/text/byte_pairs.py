@@ -71,7 +71,6 @@ def learn_merges(word_counts: dict[str, int], n_merges: int) -> list[Pair]:
                         words_with[new].add(index)
                         born.add(new)
                 i += 1
-        del count[pair]
         for new in born:
             if count[new]:                                                      # in "aaaa" a pair is born and merged away at once
                 heapq.heappush(queue, (-count[new], new))

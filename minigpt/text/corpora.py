@@ -9,6 +9,7 @@ Not here: tokens (tokenizers.py), and tinyshakespeare, which `python data/get.py
 """
 from pathlib import Path
 
+from minigpt.files import read_text
 from minigpt.text.grammar import Grammar, alike
 
 DATA = Path(__file__).parents[2] / "data"
@@ -96,7 +97,7 @@ WORDS = {
               "gently grandly hopefully kindly merrily mildly modestly patiently politely proudly sensibly serenely sleepily "
               "slowly solemnly tenderly warmly wisely",
     "searched": "checked combed searched swept",
-    "dusty": "chilly cluttered cramped crowded dark dim dusty empty gloomy narrow stuffy tidy untidy upper",
+    "dusty": "chilly cluttered cramped crowded dark dim dusty empty gloomy narrow stuffy tidy untidy",
     "cellar": "attic basement bathroom bedroom cellar corridor cupboard garage hall kitchen laundry loft pantry parlour porch "
               "study wardrobe",
     "boldly": "Barefoot Blindly Boldly Breathlessly Calmly Carefully Cautiously Eagerly Excitedly Frantically Gladly Hastily "
@@ -107,8 +108,8 @@ WORDS = {
     "mossy": "big broken burnt cracked crooked damp dark dirty fallen filthy forgotten ghastly huge large leaning low massive "
              "mossy mouldy painted peculiar pointed rotten round shabby shaky sinking slimy solid square sticky strange "
              "sturdy wet wobbly wooden",
-    "log": "barrel bench bin bush cabin cart chair crate desk ditch door fence gate hedge kennel ledge log pile pillar pipe "
-           "plank pole post puddle rock sack shed shelf sign statue step stone stool stump table tree trunk wall",
+    "log": "barrel bench bin bush cabin cart chair crate desk door fence gate hedge kennel ledge log pile pillar pipe "
+           "plank pole post rock sack shed shelf sign statue step stone stool stump table tree trunk wall",
     "sleeves": "ankles clothes cuffs elbows feet fingers hands heels knees laces legs pockets shins shoes shoulders sleeves "
                "socks toes trousers wrists",
     "smiled": "beamed bowed cheered chuckled danced giggled glowed grinned hummed jumped laughed leapt rejoiced sang skipped "
@@ -186,28 +187,6 @@ STORIES = Grammar({
               "[Dinner|Supper|Tea] was <hot> <soup> with <butter><treat>",
     "treat": [(".", 4), (", and {animal.food} for [{pet}|the {animal}].", 1)],
 } | {name: words.split() for name, words in WORDS.items()}, POOLS)
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without its byte order mark; \\r\\n and \\r become \\n, so a text is the same on every system.
-
-    Errors, each one line: FileNotFoundError for a missing file; ValueError for a folder, for bytes that are not UTF-8, and for a
-    file that holds no text.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one text file in it")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}; check its spelling, and the folder you are in: {Path.cwd()}")
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at {error.start} of {len(raw)} ({error.reason}); "
-                         "save it as UTF-8 in your editor") from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty; a model needs some text")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def prose() -> str:

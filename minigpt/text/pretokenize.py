@@ -49,7 +49,8 @@ def characters_of_category(major: str) -> str:
 
 @functools.cache
 def major_categories() -> str:
-    """One letter for each code point: L letter, N number, … Above plane 3 there are no letters or numbers, so it stops there."""
+    """One letter for each code point: L letter, N number, … It stops after plane 3: there are no letters or numbers above
+    (a test looks at all of Unicode)."""
     return "".join([unicodedata.category(chr(code_point))[0] for code_point in range(0x40000)])
 
 

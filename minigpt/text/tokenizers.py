@@ -8,15 +8,14 @@ BPETokenizer    bytes, and the merges of bytes that its training text repeats mo
 Source: Radford et al. 2019 (GPT-2), §2.2: byte-pair encoding (`byte_pairs.py`) of bytes, inside words (`pretokenize.py`).
 Not here: unigram and WordPiece vocabularies, and normalisation (é as one code point or as two stays as it was written).
 """
-import json
 import operator
-import os
 import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from minigpt.files import read_json, read_text, write_json
 from minigpt.text.byte_pairs import Pair, apply_merges, learn_merges, merge
 from minigpt.text.pretokenize import byte_characters, split_into_words
 
@@ -45,25 +44,6 @@ def number_special_tokens(names: Sequence[str], first_id: int) -> dict[str, int]
     for name in names:
         refuse_lone_surrogates(name)
     return {name: first_id + i for i, name in enumerate(names)}
-
-
-def read_utf8(path: str | Path) -> str:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}; check the path, or save a tokenizer there first")
-    try:
-        return Path(path).read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); it is damaged, or not a tokenizer's file") from None
-
-
-def read_json(path: str | Path) -> dict:
-    try:
-        content = json.loads(read_utf8(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); it is damaged, or not a tokenizer's file") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__} where an object belongs; it is not a tokenizer's file")
-    return content
 
 
 class Tokenizer:
@@ -100,17 +80,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes JSON in UTF-8 that `load` reads back exactly. A failure leaves what stood at `path` as it was."""
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(beside, "w", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": type(self).__name__} | self._content(), ensure_ascii=False))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        write_json(path, {"kind": type(self).__name__} | self._content())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -224,7 +194,7 @@ class BPETokenizer(Tokenizer):
             raise ValueError(f"{encoder_json} does not number its {len(ids)} entries 0, 1, 2, …; it is not GPT-2's encoder.json")
         names = sorted(ids, key=ids.get)
         merges = []
-        for line in read_utf8(vocab_bpe).split("\n"):
+        for line in read_text(vocab_bpe).split("\n"):
             if line and not line.startswith("#version"):
                 left, _, right = line.partition(" ")
                 merges.append((ids.get(left), ids.get(right)))

@@ -52,8 +52,9 @@ def split_slowly():
 
 def any_text(rng, length: int) -> str:
     """Characters of all planes, and those that tokenizers trip over: marks, joiners, controls, contractions, runs of space."""
-    awkward = ["'s", "'ll", "'RE", "'", " ", "  ", "\n", "\r\n", "\t", "\0", "\x1c", "\x1f", "\x85", "\xa0", "\u180e", "\u200b", "\u2028", "\u3000",
-               "_", "²", "½", "Ⅷ", "٣", "ª", "e\u0301", "é", "ﬁ", "中文", "नि", "👩‍👩‍👧", "🇨🇱", "\ufeff", "\U0010ffff", "low", "lower", "<|end|>"]
+    awkward = ["'s", "'ll", "'RE", "'", " ", "  ", "\n", "\r\n", "\t", "\0", "\x1c", "\x1f", "\x85", "\xa0", "\u180e", "\u200b",
+               "\u2028", "\u3000", "_", "²", "½", "Ⅷ", "٣", "ª", "e\u0301", "é", "ﬁ", "中文", "नि", "👩‍👩‍👧", "🇨🇱", "\ufeff",
+               "\U0010ffff", "low", "lower", "<|end|>"]
 
     def character() -> str:
         if rng.random() < 0.5:

@@ -9,22 +9,20 @@ from pathlib import Path
 import pytest
 
 from minigpt.text import corpora
-from minigpt.text.corpora import BOY, GIRL, POOLS, STORIES, prose, read_text
-from minigpt.text.grammar import Grammar, alike, tokens
+from minigpt.text.corpora import BOY, GIRL, POOLS, STORIES, prose
 
 ROOT = Path(corpora.__file__).parents[2]
 SAMPLE = STORIES.sample_many(2000, seed=20)
 
 
-def one_of(pool):
-    return "(" + "|".join(POOLS[pool]) + ")"
+def one_of(*pools):
+    return "(" + "|".join(value for pool in pools for value in POOLS[pool]) + ")"
 
 
-# Read the cast of a story with regular expressions, which know nothing of the grammar.
-CAST = re.compile(rf"(?:One|On a|It was a) {one_of('WEATHER')} .*?\b(?P<hero>{'|'.join(GIRL | BOY)}) \w+ (?:a|an|some) "
-                  rf"{'(?P<look>' + '|'.join([*POOLS['LOOK'], *POOLS['LOOK_AN']]) + ')'} "
-                  rf"(?P<thing>{'|'.join([*POOLS['ONE'], *POOLS['MANY']])}) to the (?P<place>\w+)\. .*?(?P<pet>{'|'.join(POOLS['PET'])})\b"
-                  rf"(?: the|, an? \w+) (?P<animal>{'|'.join(POOLS['ANIMAL'])})\b")
+# The cast of a story, read with a regular expression, which knows nothing of the grammar.
+CAST = re.compile(rf"(?:One|On a|It was a) (?P<weather>{one_of('WEATHER')}) .*?\b(?P<hero>{one_of('NAME')}) \w+ "
+                  rf"(?:a|an|some) (?P<look>{one_of('LOOK', 'LOOK_AN')}) (?P<thing>{one_of('ONE', 'MANY')}) to the (?P<place>\w+)\. "
+                  rf".*?(?P<pet>{one_of('PET')})\b(?: the|, an? \w+) (?P<animal>{one_of('ANIMAL')})\b")
 
 
 def cast(story):
@@ -60,7 +58,8 @@ def test_stories_are_rich_enough_to_learn_from():
     assert 0.4 < STORIES.entropy() / STORIES.expected_length() < 0.9
     assert len({word.lower() for word in STORIES.vocabulary()}) > 300
     assert all(300 < len(story) < 600 for story in SAMPLE)
-    for pool, least in {"GIRL": 24, "BOY": 24, "PET": 24, "ANIMAL": 16, "ONE": 30, "MANY": 16, "PLACE": 16, "LOOK": 16, "WEATHER": 16}.items():
+    at_least = {"GIRL": 24, "BOY": 24, "PET": 24, "ANIMAL": 16, "ONE": 30, "MANY": 16, "PLACE": 16, "LOOK": 16, "WEATHER": 16}
+    for pool, least in at_least.items():
         assert len(POOLS[pool]) >= least, pool
 
 
@@ -77,7 +76,11 @@ def test_articles_and_spacing_are_english():
         assert all(sentence[0].isupper() for sentence in re.findall(r"(?<=[.!?] )[^\"]|(?<=[.!?] \")\w", story))
 
 
+HELPING_WOMEN = {"actress", "aunt", "gardener", "lady", "nurse", "princess", "queen", "woman"}
+
+
 def test_whoever_and_whatever_is_introduced_comes_back():
+    agreed = set()
     for story in SAMPLE:
         who = cast(story)
         assert who, story
@@ -90,11 +93,17 @@ def test_whoever_and_whatever_is_introduced_comes_back():
             assert not re.search(rf"\b({wrong})\b", story, re.IGNORECASE), story
         assert who["thing"] in rest and rest.count(who["place"]) >= 1
         assert re.search(rf"\b({who['pet']}|{who['animal']})\b", rest)
-        plural = who["thing"] in POOLS["MANY"]
-        verb = re.search(rf"\b{who['thing']} (is|are)\b|\b(is|are) (?:my|the {who['look']}) {who['thing']}\b", rest)
-        assert verb is None or (verb[1] or verb[2]) == ("are" if plural else "is")
+        said = set(re.findall(rf"\b{who['thing']} (is|are)\b", rest)
+                   + re.findall(rf"\b(is|are|was|were) \w+(?: \w+)? {who['thing']}\b", rest)
+                   + re.findall(r"\b(it is|they are|it was|they were|It belongs|They belong|it|them)\b", rest))
+        many, one = {"are", "were", "they are", "They belong", "them"}, {"is", "was", "it is", "It belongs", "it"}
+        assert said <= (many if who["thing"] in POOLS["MANY"] else one), story
+        agreed |= said
+        if helper := re.search(rf"a \w+ {one_of('HELPER')} h(?:ad|eld) .* told (\w+)\.", rest):
+            assert helper[2] == ("her" if helper[1] in HELPING_WOMEN else "him")
         others = {name for pool in ("GIRL", "BOY") for name in POOLS[pool]} - {who["hero"]}
         assert not re.search(rf"\b({'|'.join(others)})\b", story), story
+    assert agreed == many | one
 
 
 def swap(story, old, new, which=-1):
@@ -122,7 +131,7 @@ def corruptions(story):
     yield "another name halfway", swap(story, who["hero"], other(pool, who["hero"]), which=1)
     yield "another thing came back", swap(story, who["thing"], other(things, who["thing"]), which=1)
     yield "another place", swap(story, who["place"], other("PLACE", who["place"]))
-    yield "another weather", swap(story, who[1], other("WEATHER", who[1]), which=0)
+    yield "another weather", swap(story, who["weather"], other("WEATHER", who["weather"]), which=0)
     twice = story.count(f" {who['animal']} ") > 1                       # said once, it may be any animal whose ways fit
     yield "another kind of animal", swap(story, who["animal"], other("ANIMAL", who["animal"])) if twice else None
     yield "were for was", swap(story, "was", "were")
@@ -145,13 +154,12 @@ def corruptions(story):
 
 def test_what_is_no_longer_a_story_is_told_apart():
     seen = set()
-    for story in SAMPLE[:100]:
+    for story in SAMPLE[:60]:
         for kind, broken in corruptions(story):
             if broken is None or broken == story:
                 continue
             seen.add(kind)
             assert not STORIES.is_grammatical(broken), (kind, broken)
-            assert STORIES.why_not(broken).startswith("at character "), kind
     assert seen == {kind for kind, _ in corruptions(SAMPLE[0])}
 
 
@@ -161,42 +169,6 @@ def test_what_is_remembered_costs_nothing():
         bits = [b for token, b in STORIES.surprisals(story) if token.strip() == hero]
         # At most one later mention is a choice of who does something; which of the 96 names it is costs 0 from then on.
         assert bits[0] > 5 and max(bits[1:]) < 4 and bits[1] == 0
-
-
-@pytest.mark.parametrize("raw, text", [
-    (b"plain\n", "plain\n"),
-    (b"\xef\xbb\xbfwith a mark", "with a mark"),
-    ("ñandú Ωmega 🦊".encode("utf-8"), "ñandú Ωmega 🦊"),
-    (b"one\r\ntwo\rthree\n\r\n", "one\ntwo\nthree\n\n"),
-    (b" x ", " x "),
-])
-def test_read_text(tmp_path, raw, text):
-    path = tmp_path / "a text.txt"
-    path.write_bytes(raw)
-    assert read_text(path) == read_text(str(path)) == text
-
-
-@pytest.mark.parametrize("raw, complaint", [
-    (b"caf\xe9 au lait", "is not UTF-8: byte 0xe9 at 3 of 12"),
-    (b"\xef\xbb\xbfab\xff", "is not UTF-8: byte 0xff at 5 of 6"),
-    ("Olé".encode("utf-16"), "is not UTF-8: byte 0xff at 0 of 8"),
-    (b"", "is empty"),
-    (b"\xef\xbb\xbf", "is empty"),
-    (b" \r\n\n", "is empty"),
-])
-def test_read_text_refuses(tmp_path, raw, complaint):
-    path = tmp_path / "bad.txt"
-    path.write_bytes(raw)
-    with pytest.raises(ValueError, match=re.escape(complaint)) as refusal:
-        read_text(path)
-    assert "bad.txt" in str(refusal.value) and "\n" not in str(refusal.value)
-
-
-def test_read_text_needs_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file .*missing.txt"):
-        read_text(tmp_path / "missing.txt")
-    with pytest.raises(ValueError, match="is a folder"):
-        read_text(tmp_path)
 
 
 def test_prose_holds_every_piece_once_and_ends_with_a_mixture():
@@ -209,11 +181,6 @@ def test_prose_holds_every_piece_once_and_ends_with_a_mixture():
     last_tenth = text[-len(text) // 10:]
     assert all(any(piece[-200:] in last_tenth for piece in ours) for ours in by_file.values())
     assert text.endswith("\n") and not text.endswith("\n\n")
-
-
-def test_a_grammar_of_ones_own_has_the_same_tools():
-    grammar = Grammar({"line": "{who=WHO} has {who.his} {thing=THING}."}, {"WHO": alike("Ann Eve", his="her") | alike("Tom", his="his"), "THING": alike("cup hat")})
-    assert grammar.count() == 6 and grammar.is_grammatical("Tom has his hat.") and not grammar.is_grammatical("Tom has her hat.")
 
 
 # data/get.py

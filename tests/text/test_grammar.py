@@ -57,12 +57,14 @@ DICE = ({"roll": [("one", 4), ("two", 3), ("three or <more>", 1)], "more": [("fo
 TALE = ({
     "tale": [("<who> ran, and <then>.", 5), ("It <rained><mark>", 2)],
     "who": [("A girl, {hero=GIRL}", 3), ("That [old|sly] boy {hero=BOY}", 2), ("{hero=BOY}", 1)],
-    "then": ["{hero.he} fell [on|over] a {thing=THING}: {thing.it}'s {thing.state}", ("{hero}'s {pet=PET} sang; {hero.His} {pet}, {hero}! <again>", 3)],
+    "then": ["{hero.he} fell [on|over] a {thing=THING}: {thing.it}'s {thing.state}",
+             ("{hero}'s {pet=PET} sang; {hero.His} {pet}, {hero}! <again>", 3)],
     "again": [("So {hero=BOY} told {hero.his} {thing=THING}", 1), ("No", 7)],
     "rained": "rained",
     "mark": ["!", (".", 2), "?"],
 }, {
-    "GIRL": {"Ann": {"he": "she", "his": "her"}, "Beatrice": {"he": "she herself", "his": "her very own"}, "Eve": {"he": "she", "his": "her"}},
+    "GIRL": {"Ann": {"he": "she", "his": "her"}, "Beatrice": {"he": "she herself", "his": "her very own"},
+             "Eve": {"he": "she", "his": "her (Eve's)"}},
     "BOY": {"Tom": {"he": "he", "his": "his"}, "Maximilian": {"he": "he", "his": "his"}},
     "PET": {"polar bear": {}, "owl": {}, "guinea pig": {}, "cat": {}},
     "THING": {"log": {"it": "it", "state": "wet"}, "spoon": {"it": "it", "state": "bent, and badly"}},
@@ -172,6 +174,7 @@ def test_vocabulary_is_what_the_texts_hold():
     ({"a": "<b>s", "b": "cat"}, {}, "put a space between 'b' and 's'"),
     ({"a": "un<b>", "b": ["!", "done"]}, {}, "put a space between 'un' and 'b'"),
     ({"a": "{x=P}{y=P}"}, {"P": alike("Ann Tom")}, "put a space between 'x' and 'y'"),
+    ({"a": "[un|re]<b>", "b": "done"}, {}, "put a space between '[un|re]' and 'b'"),
     ({"a": "{x} ran"}, {"P": alike("Ann")}, "{x} may be used before it is bound"),
     ({"a": "<b> {x}", "b": ["A {x=P}", "nobody"]}, {"P": alike("Ann")}, "{x} may be used before it is bound"),
     ({"a": "{x=P} {x.he}"}, {"P": {"Ann": {"he": "she"}, "It": {}}}, "'It' of pool P has no such feature"),
@@ -219,6 +222,11 @@ def test_why_not(text, reason):
 def test_why_not_lists_a_few_of_many():
     reason = Grammar({"a": "[a|b|c|d|e|f|g|h]"}).why_not("z")
     assert reason.endswith("but 'a', 'b', 'c', 'd', 'e', 'f' or 2 others can")
+
+
+def test_why_not_shows_the_last_of_what_came_before():
+    reason = Grammar({"a": "the quick brown fox jumps over the lazy dog"}).why_not("the quick brown fox jumps over the lazy cat")
+    assert reason == "at character 39, after ' jumps over the lazy': ' cat' cannot come here, but ' dog' can"
 
 
 def test_a_prefix_that_leads_nowhere_is_refused():
