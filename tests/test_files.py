@@ -1,5 +1,6 @@
 """A failed write leaves the old file; what is not UTF-8 or JSON gives one line."""
 import os
+import re
 import subprocess
 import sys
 

@@ -54,7 +54,8 @@ def attend(
 
     `causal` hides the future as `causal_mask` does, and may be combined with `mask` (padding, say).
     `fused` calls PyTorch's kernel, which never writes the (T, S) weights to memory;
-    the other branch is the definition. A test holds them equal.
+    the other branch is the definition. A test holds them equal. They part only where a query may look nowhere: the mean of
+    nothing is 0 for the kernel and NaN for the definition; let no one read such a position.
     """
     T, S = q.size(-2), k.size(-2)
     if causal and T == 1:
@@ -137,3 +138,38 @@ class MultiHeadAttention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, T, H·D) -> (B, H, T, D). `view` alone would mix positions into heads: the transpose is what keeps them apart."""
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
+class AdditiveAttention(nn.Module):
+    """score(s, h) = vᵀ tanh(W[s; h]): a small network judges how well a state s and an annotation h fit (Bahdanau et al. 2015, §A.1.2).
+
+    W is kept as its two halves, W[s; h] = W_s s + W_h h, because W_h h is the same for every query: `project` computes it
+    once, and a decoder that asks about the same annotations at every step passes it in.
+    """
+
+    def __init__(self, d_query: int, d_key: int, d_attention: int, generator: torch.Generator | None = None):
+        super().__init__()
+        self.query = nn.Linear(d_query, d_attention, bias=False)        # W_s
+        self.key = nn.Linear(d_key, d_attention, bias=False)            # W_h
+        self.v = nn.Parameter(torch.empty(d_attention))
+        for weight in (self.query.weight, self.key.weight, self.v):     # each product varies as much as what comes in
+            nn.init.normal_(weight, std=1 / math.sqrt(weight.size(-1)), generator=generator)
+
+    def project(self, h: Tensor) -> Tensor:
+        """W_h h: (B, S, d_key) -> (B, S, d_attention)."""
+        return self.key(h)
+
+    def score(self, s: Tensor, projected: Tensor) -> Tensor:
+        """(B, T, d_query), (B, S, d_attention) -> (B, T, S)."""
+        return (self.query(s)[:, :, None] + projected[:, None]).tanh() @ self.v     # (B, T, S, d_attention) -> (B, T, S)
+
+    def forward(self, s: Tensor, h: Tensor, mask: Tensor | None = None, projected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """softmax(score) h: s (B, T, d_query) asks, h (B, S, d_key) answers. Returns what it takes home (B, T, d_key) and the weights (B, T, S).
+
+        `mask` (B, S) is True where there is an annotation and False where there is padding.
+        """
+        scores = self.score(s, self.project(h) if projected is None else projected)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], float("-inf"))
+        weights = scores.softmax(dim=-1)
+        return weights @ h, weights
