@@ -20,54 +20,37 @@ PROSE = ("tales.txt", "letters.txt", "howto.txt", "dialogue.txt")
 SHE, HE = {"he": "she", "him": "her", "his": "her"}, {"he": "he", "him": "him", "his": "his"}
 IT = {"it": "it", "them": "it", "is": "is", "was": "was", "belongs": "belongs"}
 THEY = {"it": "they", "them": "them", "is": "are", "was": "were", "belongs": "belong"}
-GIRL = alike("Ada Agnes Alice Amy Anna Bella Clara Daisy Ella Elsa Emma Eva Flora Frida Grace Hana Ida Iris Ivy Jana Jane "
-             "Julia Kate Laura Lea Lena Lily Lola Lucy Maria Marta Maya Mia Nina Nora Olga Paula Rita Rosa Ruth Sara Sofia "
-             "Stella Tina Vera Wanda Yara Zoe", **SHE)
-BOY = alike("Adam Albert Arno Ben Bruno Carlo Daniel David Diego Emil Erik Felix Finn Frank George Hans Hugo Ivan Jack Jakob "
-            "Jim Jonas Juan Karl Lars Leo Luca Marco Max Milo Nico Noah Oscar Otto Paul Pedro Peter Ravi Rolf Sam Simon Theo "
-            "Tito Tom Victor Will Yusuf Zeno", **HE)
+GIRL = alike("Ada Alice Anna Clara Ella Emma Flora Grace Ida Ivy Jane Kate Lea Lily Lucy Marta Mia Nora Paula Rosa Sara Stella "
+             "Vera Yara", **SHE)
+BOY = alike("Adam Arno Bruno Daniel Diego Erik Finn George Hugo Jack Jim Juan Lars Luca Max Nico Oscar Paul Peter Rolf Simon "
+            "Tito Victor Yusuf", **HE)
 
 POOLS = {
     "GIRL": GIRL, "BOY": BOY, "NAME": GIRL | BOY,
     "HELPER": alike("actress aunt gardener lady nurse princess queen woman", **SHE)
     | alike("baker fisherman king knight man postman sailor uncle", **HE),
-    "PET": alike("Acorn Banjo Bingo Biscuit Bramble Bubbles Bumble Button Chips Clover Cocoa Comet Crumb Custard Domino "
-                 "Doodle Dumpling Fidget Ginger Gizmo Hazel Jingle Jumbo Lollipop Mango Maple Mittens Mochi Muffin Noodle "
-                 "Nugget Nutmeg Olive Patch Peanut Pebble Pepper Pickle Pip Plum Pocket Pretzel Pudding Puzzle Rocket Rusty "
-                 "Scout Smudge Snowball Socks Sparky Speckle Spud Sprout Sunny Thistle Tickle Toffee Truffle Tumble Waffle "
-                 "Whiskers Wobble Ziggy"),
+    "PET": alike("Acorn Bingo Bramble Bumble Chips Cocoa Crumb Domino Dumpling Ginger Hazel Jumbo Mango Mittens Muffin Nugget "
+                 "Olive Peanut Pepper Pip Pocket Pudding Rocket Scout Snowball Sparky Spud Sunny Tickle Truffle Waffle Wobble"),
     "ANIMAL": {animal: {"said": said, "ran": ran, "food": food} for animal, said, ran, food in map(str.split, (
-        "badger grunted lumbered potatoes, bear growled lumbered honey, cat purred strolled milk, "
-        "crow cawed flapped cherries, dog barked bounded bones, donkey brayed plodded hay, duck quacked waddled peas, "
-        "fox yapped trotted eggs, frog croaked hopped flies, goat bleated skipped cabbage, goose honked waddled grass, "
-        "hamster squeaked scampered seeds, hedgehog snuffled scurried beetles, hen clucked fluttered corn, "
-        "horse neighed trotted oats, kitten mewed scampered cream, lamb bleated skipped clover, "
-        "lion roared padded steak, monkey chattered swung bananas, mouse squeaked scampered cheese, "
-        "otter whistled scurried trout, owl hooted flew moths, panda hummed rolled bamboo, "
-        "parrot squawked flapped figs, penguin squawked waddled sardines, pig snorted trotted apples, "
-        "pony neighed trotted carrots, puppy yapped bounded biscuits, rabbit snuffled hopped radishes, "
-        "raven cawed flapped worms, robin chirped flew crumbs, seal barked wobbled herrings, "
-        "sheep bleated plodded grass, snake hissed slithered eggs, spider hummed scuttled flies, "
-        "squirrel chattered scurried hazelnuts, swan hissed waddled reeds, tortoise hummed plodded lettuce, "
-        "wolf howled padded sausages, wren chirped flew ants").split(", "))},
-    "ONE": alike("anchor apron balloon banjo basket bell blanket book box broom brush bucket button cake camera candle cap "
-                 "clock coin comb compass cup cushion diary doll drum fan feather flute globe guitar helmet key kite ladder "
-                 "lamp lantern magnet map medal mirror mug necklace pencil pillow puppet ribbon ring robot rope ruler scarf "
-                 "shell spade spoon teapot telescope torch towel trumpet umbrella violin wagon wallet whistle", **IT),
-    "MANY": alike("beads boots cards clogs crayons dominoes earrings gloves marbles mittens paintbrushes pearls sandals "
-                  "skates skis slippers spurs stamps stilts stockings sunglasses tickets tweezers", **THEY),
-    "LOOK": alike("beautiful black blue bright brown cheap chipped colourful costly curious fancy favourite foreign golden "
-                  "green grand grubby handsome heavy large little lovely magic new perfect pink plain precious pretty "
-                  "priceless purple rare red rusty scratched shabby shiny silver special splendid spotted sticky striped "
-                  "strange tiny useful white wonderful yellow"),
+        "badger grunted lumbered potatoes, cat purred strolled milk, dog barked bounded bones, duck quacked waddled peas, "
+        "frog croaked hopped flies, goose honked waddled grass, hedgehog snuffled scurried beetles, horse neighed trotted "
+        "oats, lamb bleated skipped clover, monkey chattered swung bananas, otter whistled scurried trout, panda hummed "
+        "rolled bamboo, penguin squawked waddled sardines, pony neighed trotted carrots, rabbit snuffled hopped radishes, "
+        "robin chirped flew crumbs, sheep bleated plodded grass, spider hummed scuttled flies, swan hissed waddled reeds, "
+        "wolf howled padded sausages").split(", "))},
+    "ONE": alike("anchor balloon basket blanket box brush button camera cap coin compass cushion doll fan flute guitar key "
+                 "ladder lantern map mirror necklace pillow ribbon robot ruler shell spoon telescope towel umbrella wagon "
+                 "whistle", **IT),
+    "MANY": alike("beads cards crayons earrings marbles paintbrushes sandals skis spurs stilts sunglasses tweezers", **THEY),
+    "LOOK": alike("beautiful blue brown chipped costly fancy foreign green grubby heavy little magic perfect plain pretty "
+                  "purple red scratched shiny special spotted striped tiny white yellow"),
     "LOOK_AN": alike("amazing ancient elegant expensive odd old orange ordinary"),
     "PLACE": {place: {"at": at} for at, places in {
-        "at": "airport castle cinema circus fair farm lighthouse market museum palace school shop station theatre zoo",
-        "beside": "canal fountain lake motorway pond pool railway river road stream swamp well",
-        "in": "barn canyon cave desert field forest garden glade jungle library maze meadow orchard park quarry stable tunnel "
-              "valley village vineyard woods",
-        "near": "bakery bridge chapel crossroads dam mill monument prison tower waterfall windmill",
-        "on": "beach cliff ferry hill island pier playground terrace",
+        "at": "airport cinema fair lighthouse museum school station zoo",
+        "beside": "canal lake pond railway road swamp",
+        "in": "barn cave field garden jungle maze orchard quarry tunnel village woods",
+        "near": "bakery chapel dam monument tower windmill",
+        "on": "beach ferry island playground",
     }.items() for place in places.split()},
     "WEATHER": {weather: {"wet": wet} for weather, wet in map(str.split, (
         "breezy cool, chilly icy, cold numb, damp clammy, drizzly damp, dusty dusty, foggy moist, frosty frozen, "
@@ -78,50 +61,33 @@ POOLS = {
 # The words that a story may pick freely.
 
 WORDS = {
-    "kind": "bashful bold bossy brave bright careful cheeky cheerful clever clumsy curious daring dreamy famous friendly "
-            "funny fussy gentle grumpy happy helpful hungry jolly kind lazy lively lonely loud lucky merry messy modest neat "
-            "noisy patient playful polite proud quick quiet restless rude serious shy silent silly sleepy small strong "
-            "stubborn sweet tall tidy tiny tired truthful wild wise witty young",
+    "kind": "bashful bossy bright cheeky clever curious dreamy friendly fussy grumpy helpful jolly lazy lonely lucky messy "
+            "neat patient polite quick restless serious silent sleepy strong sweet tidy tired wild witty",
     "took": "brought carried dragged hauled lugged smuggled took",
-    "hue": "baggy beige checked cosy cotton cream crimson dashing dirty faded flowery fluffy furry linen long loose pale "
-           "paper patched plaid ragged satin scarlet short silk smart soft stylish thick thin torn velvet warm woollen",
-    "hat": "beret bib bonnet bow cape cardigan cloak coat collar costume dress fez frock gown hat hood jacket jumper kilt "
-           "kimono mask nightgown poncho shawl shirt skirt suit sweater tie toga turban tutu vest waistcoat wig",
-    "cried": "bawled bellowed called cried cursed exclaimed gasped groaned gulped hissed howled moaned mumbled muttered "
-             "roared screamed shouted shrieked sighed sniffed sobbed squealed stammered stuttered wailed wept whimpered "
-             "whined whispered yelled yelped",
-    "sadly": "angrily anxiously bitterly crossly desperately faintly fearfully feebly fiercely furiously glumly gravely "
-             "helplessly hoarsely hotly impatiently loudly miserably mournfully nervously quietly sadly shakily shrilly shyly "
-             "softly stiffly tearfully timidly weakly wearily wildly",
-    "kindly": "boldly bravely brightly briskly calmly casually cheekily cheerfully coolly dreamily firmly gaily gallantly "
-              "gently grandly hopefully kindly merrily mildly modestly patiently politely proudly sensibly serenely sleepily "
-              "slowly solemnly tenderly warmly wisely",
+    "hue": "baggy checked cotton crimson dirty flowery furry long pale patched ragged scarlet silk soft thick torn warm",
+    "hat": "beret bonnet cape cloak collar dress frock hat jacket kilt mask poncho shirt suit tie turban vest wig",
+    "cried": "bawled called cursed gasped gulped howled mumbled roared shouted sighed sobbed stammered wailed whimpered "
+             "whispered yelped",
+    "sadly": "angrily bitterly desperately fearfully fiercely glumly helplessly hotly loudly mournfully quietly shakily shyly "
+             "stiffly timidly wearily",
+    "kindly": "boldly brightly calmly cheekily coolly firmly gallantly grandly kindly mildly patiently proudly serenely slowly "
+              "tenderly wisely",
     "searched": "checked combed searched swept",
     "dusty": "chilly cluttered cramped crowded dark dim dusty empty gloomy narrow stuffy tidy untidy",
-    "cellar": "attic basement bathroom bedroom cellar corridor cupboard garage hall kitchen laundry loft pantry parlour porch "
-              "study wardrobe",
-    "boldly": "Barefoot Blindly Boldly Breathlessly Calmly Carefully Cautiously Eagerly Excitedly Frantically Gladly Hastily "
-              "Hopefully Nimbly Noisily Promptly Quickly Secretly Silently So Stealthily Swiftly Then Together",
-    "hurried": "crawled crept cycled danced dashed galloped hiked hurried jogged marched pedalled raced ran rushed scrambled "
-               "skated sped sprinted stormed strode stumbled tiptoed walked",
+    "cellar": "attic bathroom cellar cupboard hall laundry pantry porch wardrobe",
+    "boldly": "Barefoot Boldly Calmly Cautiously Excitedly Gladly Hopefully Noisily Quickly Silently Stealthily Then",
+    "hurried": "crawled cycled dashed hiked jogged pedalled ran scrambled sped stormed stumbled walked",
     "found": "discovered found glimpsed noticed saw smelled spied spotted",
-    "mossy": "big broken burnt cracked crooked damp dark dirty fallen filthy forgotten ghastly huge large leaning low massive "
-             "mossy mouldy painted peculiar pointed rotten round shabby shaky sinking slimy solid square sticky strange "
-             "sturdy wet wobbly wooden",
-    "log": "barrel bench bin bush cabin cart chair crate desk door fence gate hedge kennel ledge log pile pillar pipe "
-           "plank pole post rock sack shed shelf sign statue step stone stool stump table tree trunk wall",
-    "sleeves": "ankles clothes cuffs elbows feet fingers hands heels knees laces legs pockets shins shoes shoulders sleeves "
-               "socks toes trousers wrists",
-    "smiled": "beamed bowed cheered chuckled danced giggled glowed grinned hummed jumped laughed leapt rejoiced sang skipped "
-              "smiled twirled waved whistled winked yodelled",
-    "hot": "baked bland boiled burnt cheap cold creamy crispy delicious dry fresh fried frozen hot instant leftover perfect "
-           "plain rich salty sizzling smoky soft sour spicy steaming sweet tasty warm",
-    "soup": "bacon beans beef bread broth chicken cod crackers dumplings fish fritters gnocchi ham lasagne lentils macaroni "
-            "meatballs noodles omelette pancakes pasta pie pizza porridge pudding quiche ravioli rice salad salmon soup "
-            "spaghetti stew toast tofu waffles",
-    "butter": "basil beetroot butter cabbage celery chutney curry fennel garlic ginger gravy herbs jam ketchup leeks lemon "
-              "lettuce mint mushrooms mustard nuts olives onions parsley parsnips peas pickles raisins sage salsa spinach "
-              "sprouts syrup thyme tomatoes turnips vinegar",
+    "mossy": "big burnt crooked dark fallen forgotten huge leaning massive mouldy peculiar rotten shabby sinking solid sticky "
+             "sturdy wobbly",
+    "log": "barrel bin cabin chair desk fence hedge ledge pile pipe pole rock shed sign step stool table trunk",
+    "sleeves": "ankles cuffs feet hands knees legs shins shoulders socks trousers",
+    "smiled": "beamed cheered danced glowed hummed laughed rejoiced skipped twirled whistled yodelled",
+    "hot": "baked boiled cheap creamy delicious fresh frozen instant perfect rich sizzling soft spicy sweet warm",
+    "soup": "bacon beef broth cod dumplings fritters ham lentils meatballs omelette pasta pizza pudding ravioli salad soup "
+            "stew tofu",
+    "butter": "basil butter celery curry garlic gravy jam leeks lettuce mushrooms nuts onions parsnips pickles sage spinach "
+              "syrup tomatoes vinegar",
 }
 
 STORIES = Grammar({
@@ -185,7 +151,7 @@ STORIES = Grammar({
 
     "ending": "{hero.His} <sleeves> were {weather.wet}, but {hero.he} <smiled> <kindly>. "
               "[Dinner|Supper|Tea] was <hot> <soup> with <butter><treat>",
-    "treat": [(".", 4), (", and {animal.food} for [{pet}|the {animal}].", 1)],
+    "treat": [(".", 1), (", and {animal.food} for [{pet}|the {animal}].", 1)],
 } | {name: words.split() for name, words in WORDS.items()}, POOLS)
 
 
