@@ -102,7 +102,8 @@ class MultiHeadAttention(nn.Module):
     """H attentions side by side, each in its own D = d_model / H dimensions (Vaswani et al. 2017, §3.2.2).
 
     `d_head` sets D freely (T5 11B: 128 heads of 128 over d_model 1024). `qk_norm` divides each query and key by its
-    root mean square, so that no score can exceed √D (Henry et al. 2020, in the form without a learned gain).
+    root mean square and learns a gain for each of the D dimensions: scores start out within ±√D whatever the weights do,
+    and the gains alone decide how sharp attention may become (Henry et al. 2020, there with one gain for all).
     """
 
     def __init__(self, d_model: int, n_heads: int, bias: bool = True, d_head: int | None = None, qk_norm: bool = False, scale: float | None = None):
@@ -110,11 +111,12 @@ class MultiHeadAttention(nn.Module):
         if d_head is None and d_model % n_heads:
             raise ValueError(f"d_model {d_model} does not divide into {n_heads} heads; try d_model {(d_model // n_heads + 1) * n_heads}")
         width = d_model if d_head is None else n_heads * d_head
-        self.n_heads, self.qk_norm, self.scale = n_heads, qk_norm, scale
+        self.n_heads, self.scale = n_heads, scale
         self.query = nn.Linear(d_model, width, bias=bias)
         self.key = nn.Linear(d_model, width, bias=bias)
         self.value = nn.Linear(d_model, width, bias=bias)
         self.out = nn.Linear(width, d_model, bias=bias)
+        self.query_norm, self.key_norm = (nn.RMSNorm(width // n_heads) if qk_norm else nn.Identity() for _ in range(2))
 
     def forward(
         self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False,
@@ -126,8 +128,7 @@ class MultiHeadAttention(nn.Module):
         """
         memory = x if memory is None else memory
         q, k, v = self.split_heads(self.query(x)), self.split_heads(self.key(memory)), self.split_heads(self.value(memory))
-        if self.qk_norm:
-            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        q, k = self.query_norm(q), self.key_norm(k)                     # the same, unless qk_norm
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:

@@ -20,37 +20,32 @@ PROSE = ("tales.txt", "letters.txt", "howto.txt", "dialogue.txt")
 SHE, HE = {"he": "she", "him": "her", "his": "her"}, {"he": "he", "him": "him", "his": "his"}
 IT = {"it": "it", "them": "it", "is": "is", "was": "was", "belongs": "belongs"}
 THEY = {"it": "they", "them": "them", "is": "are", "was": "were", "belongs": "belong"}
-GIRL = alike("Ada Alice Anna Clara Ella Emma Flora Grace Ida Ivy Jane Kate Lea Lily Lucy Marta Mia Nora Paula Rosa Sara Stella "
-             "Vera Yara", **SHE)
-BOY = alike("Adam Arno Bruno Daniel Diego Erik Finn George Hugo Jack Jim Juan Lars Luca Max Nico Oscar Paul Peter Rolf Simon "
-            "Tito Victor Yusuf", **HE)
+GIRL = alike("Ada Alice Clara Ella Flora Grace Ivy Jane Lea Lily Marta Mia Paula Rosa Stella Vera", **SHE)
+BOY = alike("Adam Arno Daniel Diego Finn George Jack Jim Lars Luca Nico Oscar Peter Rolf Tito Victor", **HE)
 
 POOLS = {
     "GIRL": GIRL, "BOY": BOY, "NAME": GIRL | BOY,
     "HELPER": alike("actress aunt gardener lady nurse princess queen woman", **SHE)
     | alike("baker fisherman king knight man postman sailor uncle", **HE),
-    "PET": alike("Acorn Bingo Bramble Bumble Chips Cocoa Crumb Domino Dumpling Ginger Hazel Jumbo Mango Mittens Muffin Nugget "
-                 "Olive Peanut Pepper Pip Pocket Pudding Rocket Scout Snowball Sparky Spud Sunny Tickle Truffle Waffle Wobble"),
+    "PET": alike("Acorn Bingo Bumble Chips Crumb Dumpling Ginger Jumbo Mango Muffin Olive Peanut Pip Pocket Rocket Snowball "
+                 "Sparky Sunny Tickle Waffle"),
     "ANIMAL": {animal: {"said": said, "ran": ran, "food": food} for animal, said, ran, food in map(str.split, (
         "badger grunted lumbered potatoes, cat purred strolled milk, dog barked bounded bones, duck quacked waddled peas, "
-        "frog croaked hopped flies, goose honked waddled grass, hedgehog snuffled scurried beetles, horse neighed trotted "
-        "oats, lamb bleated skipped clover, monkey chattered swung bananas, otter whistled scurried trout, panda hummed "
-        "rolled bamboo, penguin squawked waddled sardines, pony neighed trotted carrots, rabbit snuffled hopped radishes, "
-        "robin chirped flew crumbs, sheep bleated plodded grass, spider hummed scuttled flies, swan hissed waddled reeds, "
+        "frog croaked hopped flies, hedgehog snuffled scurried beetles, horse neighed trotted oats, lamb bleated skipped "
+        "clover, monkey chattered swung bananas, otter whistled scurried trout, penguin squawked waddled sardines, pony "
+        "neighed trotted carrots, rabbit snuffled hopped radishes, robin chirped flew crumbs, sheep bleated plodded grass, "
         "wolf howled padded sausages").split(", "))},
-    "ONE": alike("anchor balloon basket blanket box brush button camera cap coin compass cushion doll fan flute guitar key "
-                 "ladder lantern map mirror necklace pillow ribbon robot ruler shell spoon telescope towel umbrella wagon "
-                 "whistle", **IT),
-    "MANY": alike("beads cards crayons earrings marbles paintbrushes sandals skis spurs stilts sunglasses tweezers", **THEY),
-    "LOOK": alike("beautiful blue brown chipped costly fancy foreign green grubby heavy little magic perfect plain pretty "
-                  "purple red scratched shiny special spotted striped tiny white yellow"),
-    "LOOK_AN": alike("amazing ancient elegant expensive odd old orange ordinary"),
+    "ONE": alike("anchor balloon basket box brush button cap coin cushion doll fan guitar key ladder map mirror pillow ribbon "
+                 "robot shell spoon telescope umbrella wagon", **IT),
+    "MANY": alike("beads cards crayons earrings marbles sandals skis spurs stilts sunglasses", **THEY),
+    "LOOK": alike("beautiful brown costly foreign grubby little perfect pretty red shiny spotted tiny"),
+    "LOOK_AN": alike("amazing elegant odd orange"),
     "PLACE": {place: {"at": at} for at, places in {
-        "at": "airport cinema fair lighthouse museum school station zoo",
-        "beside": "canal lake pond railway road swamp",
-        "in": "barn cave field garden jungle maze orchard quarry tunnel village woods",
-        "near": "bakery chapel dam monument tower windmill",
-        "on": "beach ferry island playground",
+        "at": "airport cinema lighthouse museum station",
+        "beside": "canal lake railway road",
+        "in": "barn field jungle orchard tunnel",
+        "near": "bakery chapel monument tower",
+        "on": "beach ferry island",
     }.items() for place in places.split()},
     "WEATHER": {weather: {"wet": wet} for weather, wet in map(str.split, (
         "breezy cool, chilly icy, cold numb, damp clammy, drizzly damp, dusty dusty, foggy moist, frosty frozen, "
@@ -61,33 +56,26 @@ POOLS = {
 # The words that a story may pick freely.
 
 WORDS = {
-    "kind": "bashful bossy bright cheeky clever curious dreamy friendly fussy grumpy helpful jolly lazy lonely lucky messy "
-            "neat patient polite quick restless serious silent sleepy strong sweet tidy tired wild witty",
+    "kind": "bashful bossy cheeky curious friendly grumpy jolly lonely messy neat polite restless silent strong tidy wild",
     "took": "brought carried dragged hauled lugged smuggled took",
-    "hue": "baggy checked cotton crimson dirty flowery furry long pale patched ragged scarlet silk soft thick torn warm",
-    "hat": "beret bonnet cape cloak collar dress frock hat jacket kilt mask poncho shirt suit tie turban vest wig",
-    "cried": "bawled called cursed gasped gulped howled mumbled roared shouted sighed sobbed stammered wailed whimpered "
-             "whispered yelped",
-    "sadly": "angrily bitterly desperately fearfully fiercely glumly helplessly hotly loudly mournfully quietly shakily shyly "
-             "stiffly timidly wearily",
-    "kindly": "boldly brightly calmly cheekily coolly firmly gallantly grandly kindly mildly patiently proudly serenely slowly "
-              "tenderly wisely",
+    "hue": "baggy checked crimson flowery furry pale ragged scarlet soft torn",
+    "hat": "beret bonnet cloak collar frock hat kilt mask shirt suit turban vest",
+    "cried": "bawled cursed gulped mumbled shouted sobbed wailed whispered",
+    "sadly": "angrily desperately fiercely helplessly loudly quietly shyly timidly",
+    "kindly": "boldly calmly coolly gallantly kindly patiently serenely tenderly",
     "searched": "checked combed searched swept",
-    "dusty": "chilly cluttered cramped crowded dark dim dusty empty gloomy narrow stuffy tidy untidy",
-    "cellar": "attic bathroom cellar cupboard hall laundry pantry porch wardrobe",
-    "boldly": "Barefoot Boldly Calmly Cautiously Excitedly Gladly Hopefully Noisily Quickly Silently Stealthily Then",
-    "hurried": "crawled cycled dashed hiked jogged pedalled ran scrambled sped stormed stumbled walked",
+    "dusty": "chilly cluttered crowded dark dusty gloomy narrow tidy",
+    "cellar": "attic bathroom cellar cupboard hall laundry pantry porch",
+    "boldly": "Barefoot Boldly Cautiously Excitedly Hopefully Noisily Silently Stealthily",
+    "hurried": "crawled cycled hiked jogged ran scrambled stormed stumbled",
     "found": "discovered found glimpsed noticed saw smelled spied spotted",
-    "mossy": "big burnt crooked dark fallen forgotten huge leaning massive mouldy peculiar rotten shabby sinking solid sticky "
-             "sturdy wobbly",
-    "log": "barrel bin cabin chair desk fence hedge ledge pile pipe pole rock shed sign step stool table trunk",
-    "sleeves": "ankles cuffs feet hands knees legs shins shoulders socks trousers",
-    "smiled": "beamed cheered danced glowed hummed laughed rejoiced skipped twirled whistled yodelled",
-    "hot": "baked boiled cheap creamy delicious fresh frozen instant perfect rich sizzling soft spicy sweet warm",
-    "soup": "bacon beef broth cod dumplings fritters ham lentils meatballs omelette pasta pizza pudding ravioli salad soup "
-            "stew tofu",
-    "butter": "basil butter celery curry garlic gravy jam leeks lettuce mushrooms nuts onions parsnips pickles sage spinach "
-              "syrup tomatoes vinegar",
+    "mossy": "big crooked fallen huge mouldy rotten sinking sticky",
+    "log": "barrel cabin desk hedge pipe rock sign stool",
+    "sleeves": "ankles cuffs feet hands legs shins shoulders socks",
+    "smiled": "beamed cheered danced hummed laughed rejoiced twirled whistled",
+    "hot": "baked boiled creamy fresh instant rich soft sweet",
+    "soup": "bacon broth dumplings ham omelette pizza ravioli soup",
+    "butter": "basil celery garlic leeks mushrooms onions sage syrup",
 }
 
 STORIES = Grammar({

@@ -224,20 +224,21 @@ def test_qk_norm_bounds_the_scores_and_forgets_lengths(monkeypatch):
 
 
 def test_rotary_and_qk_norm_in_a_layer():
-    """Queries and keys divided by their root mean square, then turned as complex numbers, one head and one position at a time."""
+    """Queries and keys divided by their root mean square, times their gains, then turned as complex numbers, one head and one position at a time."""
     T, C, half = 4, 6 * H, 3
     layer, x = MultiHeadAttention(C, H, qk_norm=True), torch.randn(B, T, C)
+    nn.init.normal_(layer.query_norm.weight), nn.init.normal_(layer.key_norm.weight)
 
-    def ready(projected):
+    def ready(projected, gain):
         """One head's row of T vectors (T, 6) -> (T, 3) complex."""
-        vectors = projected / (projected.square().sum(-1, keepdim=True) / 6).sqrt()
+        vectors = projected / (projected.square().sum(-1, keepdim=True) / 6).sqrt() * gain
         turns = torch.tensor([[t * 10_000 ** (-i / half) for i in range(half)] for t in range(T)])
         return torch.complex(vectors[:, :half], vectors[:, half:]) * torch.polar(torch.ones(T, half), turns)
 
     expected = torch.zeros(B, T, C)
     for b, h in itertools.product(range(B), range(H)):
         part = slice(6 * h, 6 * h + 6)
-        q, k = ready(layer.query(x[b])[:, part]), ready(layer.key(x[b])[:, part])
+        q, k = ready(layer.query(x[b])[:, part], layer.query_norm.weight), ready(layer.key(x[b])[:, part], layer.key_norm.weight)
         scores = (q @ k.conj().T).real / math.sqrt(6)
         expected[b, :, part] = scores.softmax(-1) @ layer.value(x[b])[:, part]
     torch.testing.assert_close(layer(x, rotary=rotary_table(T, 6)), layer.out(expected), atol=1e-12, rtol=0)
