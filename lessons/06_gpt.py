@@ -269,11 +269,14 @@ lesson.claim("within 0.05 bits per character of the exact entropy, on fresh stor
              f"gap {gap:.4f} bits per character above the {exact_bits:.4f} that these stories hold", full_run=True)
 
 # %%
-fig, axes = plotting.figure()
-axes.plot([r["step"] for r in history], [r["val_loss"] for r in history], marker="o", markersize=3, label="GPT on fresh stories")
-axes.axhline(floor, color="black", linestyle=":", label=f"exact entropy, {floor:.3f}")
-axes.set(xlabel="optimizer steps", ylabel="bits per character", ylim=(0, None), title="A GPT learns a grammar down to its entropy")
-axes.legend()
+fig, (whole, near) = plotting.figure(10, 4, columns=2)
+steps, losses = [r["step"] for r in history], [r["val_loss"] for r in history]
+whole.plot(steps, losses, marker="o", markersize=3, label="GPT on fresh stories")
+whole.axhline(floor, color="black", linestyle=":", label=f"exact entropy, {floor:.3f}")
+whole.set(xlabel="optimizer steps", ylabel="bits per character", ylim=(0, None), title="The loss comes down to the entropy")
+near.semilogy(steps, [loss - exact_bits for loss in losses], marker="o", markersize=3)
+near.set(xlabel="optimizer steps", ylabel="bits per character above the floor", title="The same, seen from the floor")
+whole.legend()
 lesson.figure(fig, "loss")
 
 # %% [markdown]

@@ -29,6 +29,15 @@ def causal_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> T
     return cross_entropy(logits[:, :-1], tokens[:, 1:], None if mask is None else mask[:, 1:])
 
 
+def bert_loss(mlm_logits: Tensor, labels: Tensor, nsp_logits: Tensor, nsp_labels: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """L = L_MLM + L_NSP (Devlin et al. 2019, A.2), each a mean: over the chosen tokens, and over the pairs.
+
+    mlm_logits (B, T, V), labels (B, T) with `chosen` (B, T); or only the chosen positions' (N, V), (N), and no `chosen`.
+    nsp_logits (B, 2), nsp_labels (B).
+    """
+    return cross_entropy(mlm_logits, labels, chosen) + cross_entropy(nsp_logits, nsp_labels)
+
+
 def perplexity(nats: float) -> float:
     """e^L: the number of equally likely tokens that would be as hard to guess.
 

@@ -1,0 +1,249 @@
+"""Recurrence against torch.nn's own RNN and LSTM, padded rows against the same rows alone, steps against the whole."""
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from minigpt.generation import beam_search, generate
+from minigpt.models.recurrent import LSTM, RNN, BiLSTM, RecurrentLM
+from minigpt.training.loop import held_out_loss
+
+B, T, D, H = 3, 7, 5, 4
+LENGTHS = [7, 2, 5]
+CLOSE = {"atol": 1e-12, "rtol": 0}
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights of order 1 in float64, biases included: so that no gate is at its default and nothing hides below the tolerance."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in module.double().parameters():
+        nn.init.normal_(p, std=0.7, generator=generator)
+    return module
+
+
+def inputs(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def mask() -> torch.Tensor:
+    """(B, T), real tokens on the left."""
+    return torch.arange(T) < torch.tensor(LENGTHS)[:, None]
+
+
+def copy_into(reference: nn.Module, layer: RNN | LSTM, suffix: str = "l0") -> None:
+    """torch.nn keeps two biases; ours is their sum, shared out unevenly here."""
+    with torch.no_grad():
+        for name, value in (("weight_ih", layer.W), ("weight_hh", layer.U), ("bias_ih", 0.3 * layer.b), ("bias_hh", 0.7 * layer.b)):
+            getattr(reference, f"{name}_{suffix}").copy_(value)
+
+
+def test_rnn_equals_torch():
+    layer, reference = randomise(RNN(D, H)), nn.RNN(D, H, batch_first=True).double()
+    copy_into(reference, layer)
+    x, h0 = inputs(B, T, D), inputs(1, B, H, seed=2)
+    states, (output, last) = layer(x, h0), reference(x, h0)
+    assert states.shape == (1, B, T, H)
+    torch.testing.assert_close(states[0], output, **CLOSE)
+    torch.testing.assert_close(states[:, :, -1], last, **CLOSE)
+    torch.testing.assert_close(layer(x)[0], reference(x)[0], **CLOSE)  # and from zeros
+
+
+def test_lstm_equals_torch_with_its_gradients():
+    layer, reference = randomise(LSTM(D, H)), nn.LSTM(D, H, batch_first=True).double()
+    copy_into(reference, layer)
+    x, state, theirs = inputs(B, T, D), inputs(2, B, H, seed=2).requires_grad_(), inputs(2, B, H, seed=2).requires_grad_()
+    (h, c), (output, (h_last, c_last)) = layer(x, state), reference(x, (theirs[:1], theirs[1:]))
+    torch.testing.assert_close(h, output, **CLOSE)
+    torch.testing.assert_close(c[:, -1], c_last[0], **CLOSE)
+    torch.testing.assert_close(h[:, -1], h_last[0], **CLOSE)
+    torch.testing.assert_close(layer(x)[0], reference(x)[0], **CLOSE)
+    weight = inputs(B, T, H, seed=3)
+    (h * weight).sum().backward()
+    (output * weight).sum().backward()
+    for ours, name in ((layer.W, "weight_ih_l0"), (layer.U, "weight_hh_l0"), (layer.b, "bias_ih_l0")):
+        torch.testing.assert_close(ours.grad, getattr(reference, name).grad, **CLOSE)
+    torch.testing.assert_close(state.grad, theirs.grad, **CLOSE)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_bilstm_equals_torch(padded):
+    layer, reference = randomise(BiLSTM(D, H)), nn.LSTM(D, H, batch_first=True, bidirectional=True).double()
+    copy_into(reference, layer.rightwards)
+    copy_into(reference, layer.leftwards, "l0_reverse")
+    assert sum(p.numel() for p in layer.parameters()) == 2 * 4 * H * (D + H + 1)         # two directions, no weight in common
+    x = inputs(B, T, D)
+    if padded:
+        packed = pack_padded_sequence(x, torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False)
+        expected, _ = pad_packed_sequence(reference(packed)[0], batch_first=True)
+        torch.testing.assert_close(layer(x, mask())[mask()], expected[mask()], **CLOSE)
+    else:
+        torch.testing.assert_close(layer(x), reference(x)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_padded_row_ends_as_the_row_alone(kind, side):
+    layer, x, state = randomise(kind(D, H)), inputs(B, T, D), inputs(kind.n_states, B, H, seed=2)
+    real = mask() if side == "right" else mask().flip(1)
+    states = layer(x, state, real)
+    for row in range(B):
+        alone = layer(x[row:row + 1, real[row]], state[:, row:row + 1])
+        torch.testing.assert_close(states[:, row, real[row]], alone[:, 0], **CLOSE)
+        torch.testing.assert_close(states[:, row, -1], alone[:, 0, -1], **CLOSE)       # handed on through the pads, if any
+
+
+@pytest.mark.parametrize("kind", [RNN, LSTM, BiLSTM])
+def test_pads_get_no_gradient_and_give_none(kind):
+    layer, x = randomise(kind(D, H)), inputs(B, T, D).requires_grad_()
+    layer(x, mask=mask()).sum().backward()
+    assert (x.grad[~mask()] == 0).all()
+    assert (x.grad[mask()].abs().amax(-1) > 1e-6).all()
+    first = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    with torch.no_grad():
+        x[~mask()] = 100.0
+    layer(x, mask=mask()).sum().backward()
+    for p, before in zip(layer.parameters(), first):
+        torch.testing.assert_close(p.grad, before, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", [RNN, LSTM])
+def test_reading_in_two_parts_is_reading_at_once(kind):
+    layer, x = randomise(kind(D, H)), inputs(B, T, D)
+    whole = layer(x)
+    for cut in range(1, T):
+        start = layer(x[:, :cut])
+        torch.testing.assert_close(torch.cat([start, layer(x[:, cut:], start[:, :, -1])], dim=2), whole, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", [RNN, LSTM])
+def test_initial_weights(kind):
+    layer = kind(D, H, torch.Generator().manual_seed(5))
+    for U in layer.U.detach().chunk(kind.n_gates):
+        torch.testing.assert_close(U @ U.T, torch.eye(H), atol=1e-6, rtol=0)
+    assert layer.b.tolist() == ([0.0] * H if kind is RNN else [0.0] * H + [1.0] * H + [0.0] * 2 * H)      # i, f, g, o: only f starts open
+    wide = kind(400, 30, torch.Generator().manual_seed(5))
+    assert wide.W.std().item() == pytest.approx(1 / 20, rel=0.05)
+    again = kind(D, H, torch.Generator().manual_seed(5))
+    assert torch.equal(layer.W, again.W) and torch.equal(layer.U, again.U)
+
+
+def test_forget_bias_is_a_view_of_the_forget_gate():
+    layer, x = randomise(LSTM(D, H)), inputs(1, T, D)
+    layer.forget_bias.fill_(1000.0)                                     # f = 1: nothing is forgotten
+    state = torch.stack([torch.zeros(1, H), torch.full((1, H), 50.0)]).double()
+    assert (layer(x, state)[1] > 50.0 - T).all()                        # |i⊙g| ≤ 1 a step
+    layer.forget_bias.fill_(-1000.0)
+    assert (layer(x, state)[1].abs() <= 1.0).all()
+
+
+def test_clamp_fixes_what_a_unit_remembers_on_entering_every_step():
+    layer, x = randomise(LSTM(D, H)), inputs(B, T, D)
+    free = layer(x)
+    state, expected = torch.zeros(2, B, H, dtype=torch.float64), []
+    for t in range(T):                                                  # by hand: step, having overwritten the cell of unit 2
+        state = state.clone()
+        state[1, :, 2] = 1.5
+        state = layer(x[:, t:t + 1], state)[:, :, 0]
+        expected.append(state)
+    layer.clamp = {2: 1.5}
+    torch.testing.assert_close(layer(x), torch.stack(expected, dim=2), **CLOSE)
+    assert (layer(x) - free).abs().max() > 0.1
+    given = inputs(2, B, H, seed=4)
+    before = given.clone()
+    layer(x, given)
+    assert torch.equal(given, before)                                   # the caller's state is not written to
+    layer.clamp = {}
+    torch.testing.assert_close(layer(x), free, **CLOSE)
+
+
+V = 3
+
+
+def language_model(cell: type = LSTM, n_layers: int = 2, **options) -> RecurrentLM:
+    return randomise(RecurrentLM(V, D, H, n_layers, cell, **options)).eval()
+
+
+@pytest.mark.parametrize("cell, reference", [(RNN, nn.RNN), (LSTM, nn.LSTM)])
+def test_language_model_equals_torch_layers(cell, reference):
+    model, stack = language_model(cell), reference(D, H, num_layers=2, batch_first=True).double()
+    for i, layer in enumerate(model.layers):
+        copy_into(stack, layer, f"l{i}")
+    tokens = torch.randint(V, (B, T), generator=torch.Generator().manual_seed(6))
+    h, _ = stack(model.token_embedding.weight[tokens])
+    torch.testing.assert_close(model(tokens), h @ model.out.weight.T + model.out.bias, **CLOSE)
+    assert [s.shape for s in model.states(tokens)] == [(cell.n_states, B, T, H)] * 2
+    torch.testing.assert_close(model.states(tokens)[-1][0], h, **CLOSE)
+
+
+@pytest.mark.parametrize("cell", [RNN, LSTM])
+def test_cached_steps_equal_the_whole(cell):
+    model = language_model(cell)
+    tokens = torch.randint(V, (B, T), generator=torch.Generator().manual_seed(6))
+    cache, pieces = model.new_cache(), []
+    for start, end in ((0, 3), (3, 4), (4, 7)):
+        pieces.append(model(tokens[:, start:end], cache))
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), **CLOSE)
+    prompt = tokens[:, :2]
+    draws = [generate(model, prompt, 30, generator=torch.Generator().manual_seed(7), use_cache=use) for use in (True, False)]
+    assert torch.equal(*draws)
+
+
+def test_beam_search_finds_what_listing_finds():
+    model, prompt = language_model(), torch.tensor([[1, 2]])
+    answers = torch.tensor(list(itertools.product(range(V), repeat=3)))                 # (27, 3)
+    whole = torch.cat([prompt.expand(27, 2), answers], dim=1)
+    logprobs = model(whole).log_softmax(-1)[:, 1:-1].gather(-1, answers[..., None])[..., 0].sum(1)
+    best, order = logprobs.sort(descending=True)
+    found, scores = beam_search(model, prompt, 3, n_beams=9)            # 9 beams keep every sequence of two
+    assert torch.equal(found, whole[order[:9]])
+    torch.testing.assert_close(scores, best[:9], **CLOSE)
+
+
+def test_held_out_loss_reads_on_without_a_window_unless_given_one():
+    text = torch.randint(V, (20,), generator=torch.Generator().manual_seed(8))
+    model = language_model()
+
+    def nats(piece):                                                    # judged one token at a time
+        logprobs = model(piece[None, :-1]).log_softmax(-1)[0]
+        return [-logprobs[t, piece[t + 1]].item() for t in range(len(piece) - 1)]
+
+    loss, judged = held_out_loss(model, text)
+    assert judged == 19 and loss == pytest.approx(sum(nats(text)) / 19, abs=1e-12)
+    windowed = language_model(context_length=6)
+    loss, judged = held_out_loss(windowed, text)
+    pieces = [text[i:i + 7] for i in (0, 6, 12)]
+    assert judged == 18 and loss == pytest.approx(sum(sum(nats(p)) for p in pieces) / 18, abs=1e-12)
+
+
+def test_a_clamped_model_writes_something_else():
+    model, prompt = language_model(), torch.tensor([[1]])
+    free = generate(model, prompt, 40, temperature=0)
+    model.layers[-1].clamp = {0: 8.0, 3: -8.0}
+    assert not torch.equal(generate(model, prompt, 40, temperature=0), free)
+
+
+def test_language_model_starts_near_uniform_and_repeats_with_its_seed():
+    model, again = (RecurrentLM(V, D, H, generator=torch.Generator().manual_seed(9)) for _ in range(2))
+    tokens = torch.randint(V, (B, T), generator=torch.Generator().manual_seed(6))
+    assert (model(tokens).softmax(-1) - 1 / V).abs().max() < 0.05
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters()))
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (lambda: RNN(0, H), "d_in and d_hidden must be at least 1, not 0 and 4"),
+    (lambda: LSTM(D, H)(torch.zeros(B, D)), r"x must be \(batch, time ≥ 1, 5\), not \(3, 5\)"),
+    (lambda: LSTM(D, H)(torch.zeros(B, 0, D)), r"not \(3, 0, 5\)"),
+    (lambda: BiLSTM(D, H)(torch.zeros(B, T, D + 1)), "made with d_in 5"),
+    (lambda: LSTM(D, H)(torch.zeros(B, T, D), mask=torch.ones(B, T)), "mask must be bool"),
+    (lambda: RNN(D, H)(torch.zeros(B, T, D), mask=torch.ones(B, T + 1, dtype=torch.bool)), r"shape \(3, 7\)"),
+    (lambda: LSTM(D, H)(torch.zeros(B, T, D), torch.zeros(1, B, H)), r"= \(2, 3, 4\), not \(1, 3, 4\)"),
+    (lambda: RNN(D, H)(torch.zeros(B, T, D), torch.zeros(1, 1, H)), r"= \(1, 3, 4\), not \(1, 1, 4\)"),
+    (lambda: RecurrentLM(V, D, H, n_layers=0), "n_layers and context_length must be at least 1, not 3, 5, 0"),
+    (lambda: RecurrentLM(V, D, H, context_length=0), "at least 1"),
+])
+def test_errors_say_what_came(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        wrong()
