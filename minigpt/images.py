@@ -5,7 +5,7 @@
 Every font draws each digit once, large. An image is then one of these drawings seen through a random affine map, so the same
 generator state gives the same images, and a set drawn with another seed is fresh: same fonts, other turns, sizes and places.
 
-Source: the DejaVu, STIX and Computer Modern fonts in matplotlib's own data folder.
+Source: the DejaVu and Computer Modern fonts in matplotlib's own data folder.
 Not here: colour, and anything that looks like handwriting.
 
 Shapes: n images, N rows = columns of one, K levels of grey.
@@ -48,6 +48,7 @@ def drawings() -> Tensor:
             box = outline.get_extents()
             place = (Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2).scale(0.75 * LARGE / box.height)
                      .translate(LARGE * (digit + 0.5), LARGE * (len(FONTS) - row - 0.5)))      # matplotlib counts from the bottom
+            # The line around the outline makes it a little bolder, so that hairlines survive at 12 pixels.
             fig.add_artist(PathPatch(place.transform_path(outline), color="black", linewidth=1.5, transform=IdentityTransform()))
     canvas.draw()
     paper = torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., 0].copy())           # (fonts·LARGE, 10·LARGE), 255 = white
