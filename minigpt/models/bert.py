@@ -36,7 +36,6 @@ class BERTConfig:
     d_ff: int | None = None
     d_embedding: int | None = None
     share_layers: bool = False
-    initial_std: float = 0.02           # suits C = 768; much below 1/√C attention starts out flat, and a narrow model is slow to leave that
 
     def __post_init__(self):
         for name in ("vocab_size", "context_length", "n_layers", "n_heads", "d_model", "d_ff", "d_embedding"):
@@ -118,7 +117,7 @@ class BERT(nn.Module):
         self.nsp = nn.Linear(C, 2)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=config.initial_std, generator=generator)
+                nn.init.normal_(parameter, std=0.02, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)                                       # the norms' gains stay at 1
 

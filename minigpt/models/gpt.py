@@ -139,13 +139,18 @@ class GPT(nn.Module):
         """An empty cache, one entry a layer, to hand to `forward` again and again with only the new tokens."""
         return [KVCache(self.config.context_length) for _ in self.blocks]
 
-    def hidden(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
-        """The last layer's vectors h_n, (B, T) -> (B, T, C). With a cache, `tokens` are only those after the cached ones."""
+    def hidden(self, tokens: Tensor, cache: list[KVCache] | None = None, prefix: Tensor | None = None) -> Tensor:
+        """The last layer's vectors h_n, (B, T) -> (B, T, C). With a cache, `tokens` are only those after the cached ones.
+
+        A `prefix` (P, C) stands before the tokens of every row as if it were P more embedded tokens: the result is (B, P + T, C).
+        """
+        x = self.token_embedding(tokens)                                # (B, T, C)
+        if prefix is not None:
+            x = torch.cat([prefix.expand(x.size(0), -1, -1), x], dim=1)     # (P, C) -> (B, P, C) -> (B, P + T, C)
         start = cache[0].length if cache else 0
-        end = start + tokens.size(1)
+        end = start + x.size(1)
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens do not fit the context of {self.config.context_length}; shorten the input")
-        x = self.token_embedding(tokens)                                # (B, T, C)
         if self.config.positions == "learned":
             x = x + self.position_embedding.weight[start:end]
         rotary = (self.cos[start:end], self.sin[start:end]) if self.config.positions == "rotary" else None

@@ -64,16 +64,17 @@ def schedule(step: int, config: TrainingConfig) -> float:
 
 def train(
     model: nn.Module, next_batch: Callable, loss: Callable, config: TrainingConfig, evaluate: Callable | None = None,
-    folder: str | Path | None = None, resume: bool = False, progress: bool = True,
+    folder: str | Path | None = None, resume: bool = False, progress: bool = True, optimizers: list[torch.optim.Optimizer] | None = None,
 ) -> Iterator[dict]:
     """Trains `model` in place; yields a row {"step", "train_loss", …what evaluate returned} at step 0, at every evaluation and at the end.
 
     train_loss is the mean since the row before, in the loss's own unit. With a `folder`, rows go to metrics.csv and state to
     last.pt; weights whose row has the lowest "val_loss" so far go to best.pt. `resume` goes on from last.pt if there is
     one. FloatingPointError if a loss or gradient stops being finite: the last checkpoint, made before, is good.
-    KeyboardInterrupt (Ctrl-C) waits for the step to end and saves first.
+    KeyboardInterrupt (Ctrl-C) waits for the step to end and saves first. `optimizers` replaces those that the configuration names;
+    the schedule scales whatever learning rates they come with.
     """
-    optimizers = build_optimizers(model, config.optimizer, config.learning_rate, config.weight_decay)
+    optimizers = optimizers or build_optimizers(model, config.optimizer, config.learning_rate, config.weight_decay)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     generator = torch.Generator().manual_seed(config.seed)
     step, losses, rows = 0, [], []

@@ -68,6 +68,21 @@ def test_gpt2_equals_plain_python():
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_prefix_of_word_embeddings_is_those_words(form):
+    """What stands in front counts for positions, attention and the context's length; without it nothing is different."""
+    model, words, tokens = make(form), torch.tensor([7, 2, 9]), torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
+    both = model(torch.cat([words.expand(2, -1), tokens], 1))
+    prefix = model.token_embedding.weight[words]
+    torch.testing.assert_close(model.unembed(model.hidden(tokens, prefix=prefix)), both)
+    cache = model.new_cache()
+    model.hidden(tokens[:, :1], cache, prefix)
+    torch.testing.assert_close(model(tokens[:, 1:], cache), both[:, 4:])
+    torch.testing.assert_close(model.hidden(tokens, prefix=prefix[:0]), model.hidden(tokens), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="10 tokens do not fit the context of 9"):
+        model.hidden(torch.zeros(1, 7, dtype=torch.long), prefix=prefix)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_the_future_has_no_influence(form):
     model, generator = make(form), torch.Generator().manual_seed(1)
     tokens = torch.randint(11, (2, 7), generator=generator)

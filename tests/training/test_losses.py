@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from minigpt.training.losses import bits, bits_per_byte, causal_loss, cross_entropy, perplexity
+from minigpt.training.losses import bits, bits_per_byte, causal_loss, cross_entropy, perplexity, sequence_logprobs, token_logprobs
 
 LOGITS = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)     # B=2 T=5 V=3
 TOKENS = torch.tensor([[0, 2, 1, 1, 0], [1, 0, 2, 2, 1]])
@@ -31,6 +31,35 @@ def test_causal_loss_looks_one_ahead():
     assert causal_loss(LOGITS, TOKENS, MASK).item() == pytest.approx(sum(counted) / 6)
     (gradient,) = torch.autograd.grad(causal_loss(LOGITS, TOKENS, MASK), LOGITS)
     assert gradient[:, -1].abs().max() == 0 and gradient[0, 2:].abs().max() == 0    # nothing is asked where nothing follows
+
+
+def test_logprobs_of_tokens_and_of_sequences_are_a_nested_loop():
+    ahead = [[-surprise(b, t, TOKENS[b, t + 1]) for t in range(4)] for b in range(2)]
+    torch.testing.assert_close(token_logprobs(LOGITS, TOKENS), torch.tensor(ahead, dtype=torch.float64))
+    torch.testing.assert_close(sequence_logprobs(LOGITS, TOKENS), torch.tensor([sum(row) for row in ahead], dtype=torch.float64))
+    counted = [[x * bool(MASK[b, t + 1]) for t, x in enumerate(row)] for b, row in enumerate(ahead)]
+    torch.testing.assert_close(token_logprobs(LOGITS, TOKENS, MASK), torch.tensor(counted, dtype=torch.float64))
+    torch.testing.assert_close(sequence_logprobs(LOGITS, TOKENS, MASK), torch.tensor([sum(row) for row in counted], dtype=torch.float64))
+    assert -sequence_logprobs(LOGITS, TOKENS, MASK).sum().item() / 6 == pytest.approx(causal_loss(LOGITS, TOKENS, MASK).item())
+
+
+def test_padding_changes_no_logprob_and_gets_no_gradient():
+    """A prefix of two tokens, an answer of one, padding of two: whatever stands in the padding, a NaN included."""
+    mask = torch.tensor([[False, False, True, False, False]])
+    junk = LOGITS[:1].detach().clone()
+    junk[:, 2:] = math.nan                                              # logits that predict padding
+    junk.requires_grad_()
+    total = sequence_logprobs(junk, torch.tensor([[0, 2, 1, 2, 2]]), mask)
+    assert total.item() == pytest.approx(-surprise(0, 1, 1))            # the answer alone, given both before it
+    (gradient,) = torch.autograd.grad(sequence_logprobs(LOGITS, TOKENS, MASK).sum(), LOGITS)
+    assert gradient[:, -1].abs().max() == 0 and gradient[0, 2:].abs().max() == 0 and gradient[0, :2].abs().min() > 0
+
+
+@pytest.mark.parametrize("shapes", [((2, 5, 3), (2, 4), (2, 4)), ((2, 5, 3), (2, 5), (2, 4)), ((5, 3), (2, 5), (2, 5))])
+def test_logprobs_refuse_shapes_that_do_not_go_together(shapes):
+    logits, tokens, mask = shapes
+    with pytest.raises(ValueError, match="go together"):
+        token_logprobs(torch.zeros(logits), torch.zeros(tokens, dtype=torch.long), torch.ones(mask, dtype=torch.bool))
 
 
 def test_perplexity():

@@ -1,0 +1,128 @@
+"""A world of 31 answers in which every expectation is a finite sum, written in plain Python beside the library.
+
+Three tokens, answers of at most four, token 0 stops; the prompt *is* the stop token, so a code that looks for the end by value and
+not by place goes wrong at once. Everything here is lists, loops and `math`: the library's tensors are compared with it.
+"""
+import itertools
+import math
+
+import pytest
+import torch
+
+from minigpt.alignment.exact import Table
+from minigpt.alignment.rollouts import Rollout
+
+V, L, STOP = 3, 4, 0
+ROWS = {prefix: i for i, prefix in enumerate(p for n in range(1, L + 1) for p in itertools.product(range(V), repeat=n))}
+
+
+def listed(vocab_size, longest, stop):
+    """Every string, asked whether it is an answer."""
+    strings = (s for n in range(1, longest + 1) for s in itertools.product(range(vocab_size), repeat=n))
+    return [s for s in strings if stop not in s[:-1] and (s[-1] == stop or len(s) == longest)]
+
+
+class World:
+    """One prompt, its answers, a policy, a reference, a reward a answer, and what plain Python says about them."""
+
+    def __init__(self, seed=0, prompt=(STOP,)):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.prompt, self.answers, self.beta = prompt, listed(V, L, STOP), 0.7
+        length = len(prompt) + L
+        padded = [list(prompt) + list(a) + [STOP] * (L - len(a)) for a in self.answers]
+        self.tokens = torch.tensor(padded)                                                          # (31, T)
+        self.mask = torch.tensor([[len(prompt) <= t < len(prompt) + len(a) for t in range(length)] for a in self.answers])
+        self.actions = self.mask[:, 1:]
+        self.policy, self.reference = self.table(), self.table()
+        self.rewards = torch.randn(len(self.answers), generator=self.generator, dtype=torch.float64)
+
+    def table(self, n_outputs=V):
+        table = Table(V, L, n_outputs).double()
+        with torch.no_grad():
+            table.rows.normal_(generator=self.generator)
+        return table
+
+    def steps(self, table):
+        """prefix -> [log π(token | prefix)], by exp and log."""
+        rows = table.rows.detach().tolist()
+        return {p: [x - math.log(math.fsum(map(math.exp, rows[i]))) for x in rows[i]] for p, i in ROWS.items()}
+
+    def token_logprobs(self, table):
+        """answer -> the log-probabilities of its tokens."""
+        steps = self.steps(table)
+        return [[steps[self.prompt + a[:t]][a[t]] for t in range(len(a))] for a in self.answers]
+
+    def logprobs(self, table):
+        return [math.fsum(row) for row in self.token_logprobs(table)]
+
+    def probabilities(self, table):
+        return [math.exp(x) for x in self.logprobs(table)]
+
+    def expectation(self, table, values):
+        return math.fsum(p * float(v) for p, v in zip(self.probabilities(table), values))
+
+    def kl(self, table, other):
+        return self.expectation(table, [a - b for a, b in zip(self.logprobs(table), self.logprobs(other))])
+
+    def log_z(self, beta=None):
+        beta = beta or self.beta
+        return math.log(math.fsum(p * math.exp(r / beta) for p, r in zip(self.probabilities(self.reference), self.rewards.tolist())))
+
+    def best(self, beta=None):
+        """π*(y), one by one."""
+        beta, z = beta or self.beta, math.exp(self.log_z(beta))
+        return [p * math.exp(r / beta) / z for p, r in zip(self.probabilities(self.reference), self.rewards.tolist())]
+
+    def scores(self, table):
+        """∇ log π(y) by hand: a softmax row that was visited gets 1[token taken] − π(token). (31, number of parameters)"""
+        return self.step_scores(table).sum(1)
+
+    def step_scores(self, table):
+        """The same, one term a step: (31, L, number of parameters)."""
+        steps, result = self.steps(table), torch.zeros(len(self.answers), L, len(ROWS), V, dtype=torch.float64)
+        for i, a in enumerate(self.answers):
+            for t in range(len(a)):
+                prefix = self.prompt + a[:t]
+                for token in range(V):
+                    result[i, t, ROWS[prefix], token] = (a[t] == token) - math.exp(steps[prefix][token])
+        return result.flatten(2)
+
+    def gradient(self, table, weights):
+        """Σ_y π(y) w(y) ∇ log π(y) for weights (31,)."""
+        return sum(p * float(w) * s for p, w, s in zip(self.probabilities(table), weights, self.scores(table)))
+
+    def difference(self, function, table, h=1e-5):
+        """∇ by moving each parameter that an answer can meet, up and down; `function(table)` -> float."""
+        result = torch.zeros(len(ROWS), V, dtype=torch.float64)
+        met = {self.prompt + a[:t] for a in self.answers for t in range(len(a))}
+        with torch.no_grad():
+            for prefix in met:
+                for token in range(V):
+                    here = table.rows[ROWS[prefix], token].item()
+                    ends = []
+                    for step in (h, -h):
+                        table.rows[ROWS[prefix], token] = here + step
+                        ends.append(float(function(table)))
+                    table.rows[ROWS[prefix], token] = here
+                    result[ROWS[prefix], token] = (ends[0] - ends[1]) / (2 * h)
+        return result.flatten()
+
+    def all_answers(self, table=None, scored=True):
+        """Each answer once, as if it had been drawn; recorded log-probabilities from Python's lists."""
+        logprobs, reference = torch.zeros(2, *self.actions.shape, dtype=torch.float64)
+        for values, which in ((logprobs, table or self.policy), (reference, self.reference)):
+            for i, row in enumerate(self.token_logprobs(which)):
+                for t, x in enumerate(row):
+                    values[i, len(self.prompt) - 1 + t] = x
+        return Rollout(self.tokens, self.mask, logprobs, *((reference, self.rewards.clone()) if scored else ()))
+
+    def score(self, tokens, mask):
+        """The reward of given answers, found by what they say, not by where they stand in the list."""
+        worth = dict(zip(self.answers, self.rewards.tolist()))
+        return torch.tensor([worth[tuple(row[m].tolist())] for row, m in zip(tokens, mask)], dtype=torch.float64)
+
+
+@pytest.fixture
+def world():
+    torch.manual_seed(0)
+    return World()
