@@ -42,6 +42,17 @@ def test_one_step_of_plain_gradient_descent_is_what_the_formula_says():
     assert rows[1]["train_loss"] == pytest.approx(12.5)
 
 
+def test_optimizers_from_elsewhere_keep_their_own_rates_under_the_schedule():
+    """Plain gradient descent on L = θ: each step is the rate itself, whatever the configuration's learning rate."""
+    model = nn.Linear(1, 1)
+    config = TrainingConfig(max_steps=4, warmup_steps=2, learning_rate=77.0, evaluate_every=1, gradient_clip=9.0)
+    optimizers = [torch.optim.SGD([model.weight], lr=0.2), torch.optim.SGD([model.bias], lr=0.5)]
+    rows = list(train(model, lambda generator: None, lambda m, _: m.weight.sum() + m.bias.sum(), config,
+                      lambda m: {"w": m.weight.item(), "b": m.bias.item()}, progress=False, optimizers=optimizers))
+    for name, rate in (("w", 0.2), ("b", 0.5)):
+        assert [a[name] - b[name] for a, b in zip(rows, rows[1:])] == pytest.approx([rate / 2, rate, rate, rate / 2], abs=1e-6)
+
+
 def test_schedule():
     config = TrainingConfig(max_steps=1000, warmup_steps=10)
     rates = [schedule(step, config) for step in range(1000)]
