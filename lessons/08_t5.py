@@ -464,7 +464,7 @@ TRANSLATIONS = list(tasks)[:2]
 
 def mixture(generator):
     of_tales = drop_spans(draw(tales_to_learn, BATCH // 2, generator), generator)
-    of_tales += draw(to_learn["summarise"], BATCH // 2, generator) + draw(to_learn["sentiment"], BATCH // 8, generator)
+    of_tales += draw(to_learn["summarise"], BATCH // 2, generator) + draw(to_learn["sentiment"], BATCH // 2, generator)
     of_sentences = [pair for name in TRANSLATIONS for pair in draw(to_learn[name], BATCH, generator)]
     return [padded(of_tales), padded(of_sentences)]
 
