@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigpt.alignment.exact import (
-    Table, answer_logprobs, best_of_n, expectation, gradient, kl_divergence, list_answers, objective, optimal_policy, tabulate,
+    Table, answer_logprobs, best_of_n, expectation, gradient, kl_divergence, list_answers, objective, optimal_policy, slopes, tabulate,
 )
 from minigpt.models.gpt import GPT, GPTConfig
 
@@ -270,3 +270,14 @@ def test_best_of_n_never_keeps_what_is_never_drawn():
 def test_best_of_no_answer_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         best_of_n(torch.zeros(1), torch.zeros(1), 0)
+
+
+def test_slopes_of_a_function_whose_derivative_is_known_and_the_model_is_left_as_it_was():
+    model = torch.nn.Linear(2, 1).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.5, -2.0]]))
+        model.bias.fill_(3.0)
+    before = [p.clone() for p in model.parameters()]
+    got = slopes(lambda m: m.weight[0, 0] ** 3 + m.weight[0, 1] * m.bias[0], model)
+    assert torch.allclose(got, torch.tensor([3 * 0.5**2, 3.0, -2.0], dtype=torch.float64), atol=1e-8)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))

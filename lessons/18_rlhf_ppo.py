@@ -1,0 +1,329 @@
+"""Lesson 18: RLHF, or what to do with a reward: REINFORCE and PPO, held against the best policy there is.
+
+You will see    the objective E[r] − β·KL and its exact optimum π*; three estimates of KL and what each does as a loss; PPO's clip as a table
+                of slopes; GAE; a GPT that REINFORCE and PPO bring to π*, measured in nats; and what happens without the KL term.
+Source          courses A, B and D, "RLHF"; Ouyang et al. 2022, eq. 2; Schulman et al. 2017, eq. 7; Ziegler et al. 2019, §2.
+Expect          2 minutes on one core (12 s with --quick). KL(π‖π*) falls from 1.9 to 0.008–0.015 nats with REINFORCE (128,000 replies) and to
+                0.008–0.009 with PPO (102,400); without the price, entropy falls from 4.2 to 0.5 nats.
+Not here        a learned reward that can be fooled (lesson 20); DPO (lesson 19).
+
+Shapes: N answers, B samples, T time.
+"""
+# %%
+import copy
+
+import torch
+from torch.distributions import Categorical
+from torch.distributions import kl_divergence as categorical_kl
+
+from lessons.course import Lesson
+from minigpt import plotting
+from minigpt.alignment import replies
+from minigpt.alignment.exact import Table, answer_logprobs, expectation, gradient, kl_divergence, list_answers, objective, optimal_policy, slopes
+from minigpt.alignment.logprobs import kl_estimates
+from minigpt.alignment.ppo import PPO, gae, ppo_policy_loss
+from minigpt.alignment.reinforce import ActorCritic, Reinforce, Task
+from minigpt.alignment.reward_model import ValueModel
+from minigpt.alignment.rollouts import rollout, token_rewards
+from minigpt.training.loop import TrainingConfig, train
+
+lesson = Lesson("18_rlhf_ppo")
+torch.set_num_threads(1)                                                # small matrices: a second thread only waits
+device = torch.device(lesson.device)
+
+# %% [markdown]
+# ## 1. The objective, and its price
+# A policy that is paid for reward alone forgets how to speak. So it pays for every step away from the model it began as, π_ref
+# (π_SFT in the notes):
+#
+#     R(x, y) = r(x, y) − β log( π(y|x)/π_ref(y|x) )          averages to          J(π) = E_π[r] − β·KL(π‖π_ref)
+#
+# for E_π[log(π/π_ref)] *is* the KL. Everything is listed again: 31 answers of up to four tokens out of three, some π_ref, some
+# π, a reward for each. PyTorch's own KL between the two distributions is the referee.
+
+# %%
+BETA = 0.7
+V, L = 3, 4
+tokens, mask = list_answers(torch.tensor([0]), V, L)                    # (31, 5)
+N = len(tokens)
+
+
+def random_table():
+    table = Table(V, L, V).double()
+    with torch.no_grad():
+        table.rows.normal_(generator=lesson.generator)
+    return table
+
+
+policy, reference = random_table(), random_table()
+r = torch.randn(N, dtype=torch.float64, generator=lesson.generator) * 1.5                                # (31,) the reward of each answer
+with torch.no_grad():
+    logp, ref = answer_logprobs(policy, tokens, mask), answer_logprobs(reference, tokens, mask)          # (31,)
+listed = Categorical(probs=logp.exp()), Categorical(probs=ref.exp())
+kl = categorical_kl(*listed)
+lesson.check("E_π[ r − β log(π/π_ref) ] = E_π[r] − β·KL", expectation(logp, r - BETA * (logp - ref)), (logp.exp() * r).sum() - BETA * kl,
+             atol=1e-12, source="A, B, D: RLHF objective")
+per_token = token_rewards(r, *(torch.gather(m(tokens[:, :-1]).log_softmax(-1), 2, tokens[:, 1:, None])[..., 0] for m in (policy, reference)), mask[:, 1:], BETA)
+lesson.check("the price, token by token, adds up to the same", (logp.exp() * per_token.detach().sum(1)).sum(), objective(logp, ref, r, BETA),
+             atol=1e-12, source="Ziegler et al. 2019, §2.2")
+
+# %% [markdown]
+# In practice the KL is estimated from the policy's own samples. With ρ = π_ref(y)/π(y) there are three habits (Schulman 2020):
+#
+#     k1 = −log ρ          k2 = ½ (log ρ)²          k3 = ρ − 1 − log ρ
+#
+# To *watch* the KL, k1 and k3 are right on average, and k3 scatters less when the two are close. To *lower* it by differentiating
+# the estimate, while the samples are held fixed, they are three different things:
+#
+#     E[∇k1] = E[∇ log π] = 0                         nothing happens at all
+#     E[∇k2] = E[log(π/π_ref) ∇ log π] = ∇KL(π‖π_ref)
+#     E[∇k3] = E[(1 − ρ) ∇ log π] = −Σ π_ref ∇ log π = ∇KL(π_ref‖π)      the KL the other way around
+#
+# The slopes of both KLs, by walking a step to each side in every one of the table's numbers:
+
+# %%
+k1, k2, k3 = kl_estimates(logp, ref)
+lesson.check("E[k1] = E[k3] = KL", torch.stack([expectation(logp, k1), expectation(logp, k3)]), torch.stack([kl, kl]), atol=1e-12, source="Schulman 2020")
+print(f"    KL {kl:.3f} nats; one sample's k1, k2, k3 have means {', '.join(f'{expectation(logp, k):.3f}' for k in (k1, k2, k3))}"
+      f" and standard deviations {', '.join(f'{(expectation(logp, k * k) - expectation(logp, k)**2) ** 0.5:.3f}' for k in (k1, k2, k3))}")
+
+
+def kl_forwards(table):
+    lp = answer_logprobs(table, tokens, mask)
+    return (lp.exp() * (lp - ref)).sum()
+
+
+forwards = slopes(kl_forwards, policy)
+backwards = slopes(lambda table: (ref.exp() * (ref - answer_logprobs(table, tokens, mask))).sum(), policy)
+estimates = kl_estimates(answer_logprobs(policy, tokens, mask), ref)    # once more, with gradients; the weights π(y) stay plain numbers
+as_loss = [gradient(policy, (logp.exp() * k).sum()) for k in estimates]
+lesson.check("as a loss, k1: no gradient at all", as_loss[0], torch.zeros_like(forwards), atol=1e-12, source="Schulman 2020")
+lesson.check("as a loss, k2: ∇KL(π‖π_ref)", as_loss[1], forwards, atol=1e-8, source="Schulman 2020")
+lesson.check("as a loss, k3: ∇KL(π_ref‖π), the other way around", as_loss[2], backwards, atol=1e-8, source="Schulman 2020")
+
+# %% [markdown]
+# ## 2. The best policy, in closed form
+# Put the price into the sum and collect. With Z = Σ_y π_ref(y) e^{r(y)/β} and π*(y) = π_ref(y) e^{r(y)/β}/Z,
+#
+#     J(π) = Σ π(y) [ r(y) − β log(π(y)/π_ref(y)) ]
+#          = β Σ π(y) [ log( π_ref(y) e^{r(y)/β} ) − log π(y) ]             r = β log e^{r/β}
+#          = β Σ π(y) [ log Z + log π*(y) − log π(y) ]                      definition of π*
+#          = β log Z − β·KL(π‖π*)
+#
+# KL is never negative, and 0 only for equals: **π* is the one best policy, J(π*) = β log Z, and β·KL(π‖π*) is what any other
+# loses.** So a policy in training can be told exactly how far it is from the goal, in nats. The check of π* knows nothing of
+# this: an optimiser that climbs J over all 31 probabilities, from an even start.
+
+# %%
+best, log_z = optimal_policy(ref, r, BETA)
+free = torch.zeros(N, dtype=torch.float64, requires_grad=True)
+climber = torch.optim.LBFGS([free], max_iter=1000, tolerance_grad=1e-13, tolerance_change=1e-18, line_search_fn="strong_wolfe")
+
+
+def downhill():
+    climber.zero_grad()
+    p = free.softmax(0)
+    loss = -(p * (r - BETA * (p.log() - ref))).sum()
+    loss.backward()
+    return loss
+
+
+climber.step(downhill)
+lesson.check("π* = π_ref e^{r/β}/Z is where climbing J ends", best.exp(), free.detach().softmax(0), atol=1e-6, source="B, D: π*")
+lesson.check("J(π*) = β log Z", -downhill().detach(), BETA * log_z, atol=1e-10, source="B: π*")
+lesson.check("J(π*) − J(π) = β·KL(π‖π*)", BETA * log_z - ((logp.exp() * r).sum() - BETA * kl), BETA * categorical_kl(listed[0], Categorical(probs=best.exp())),
+             atol=1e-12, source="B: π*")
+ends = torch.stack([optimal_policy(ref, r, beta)[0].exp() for beta in (1e6, 1e-3)])
+lesson.check("β → ∞ stays at π_ref; β → 0 takes the best answer only", ends, torch.stack([ref.exp(), (r == r.max()).double()]), atol=1e-5, source="B: π*")
+
+# %% [markdown]
+# ## 3. PPO's clip, as a table of slopes
+# REINFORCE throws its samples away after one step, because they are no longer the policy's. PPO uses them several times: it weighs
+# each action with the ratio rₜ = π_θ/π_old, and stops pushing where the ratio has gone far enough:
+#
+#     L = −min( rA, clip(r, 1−ε, 1+ε)·A )
+#
+# Where does the push end? Walk a small step in r and see how L changes (ε = 0.2):
+#
+#     A = +1 (make it likelier):    slope −1 for r < 1.2,     0 above: likely enough
+#     A = −1 (make it rarer):       slope 0 for r < 0.8: rare enough,     +1 above, also at r = 1.5
+#
+# The last is what the min is for: an action that got *likelier* by mistake is pushed back however far it has gone.
+
+# %%
+ratios = torch.tensor([0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5], dtype=torch.float64)
+one = torch.ones(1, 1, dtype=torch.bool)
+
+
+def clip_slope(ratio, advantage, h=1e-6):
+    values = [ppo_policy_loss(torch.log(ratio + s)[None, None], torch.zeros(1, 1).double(), torch.full((1, 1), advantage).double(), one) for s in (h, -h)]
+    return (values[0] - values[1]) / (2 * h)
+
+
+measured = torch.stack([torch.stack([clip_slope(ratio, advantage) for ratio in ratios]) for advantage in (1.0, -1.0)])
+lesson.check("slope of the clipped loss in r, for A = +1 and A = −1", measured, torch.tensor([[-1.0] * 5 + [0.0] * 2, [0.0] * 2 + [1.0] * 5]), atol=1e-6, source="A, B, D: PPO; Schulman et al. 2017, fig. 1")
+
+fig, axes = plotting.figure(8, 3.3, columns=2, sharey=True)
+grid = torch.linspace(0.4, 1.7, 200, dtype=torch.float64)
+for panel, advantage in zip(axes, (1.0, -1.0)):
+    unclipped = grid * advantage
+    panel.plot(grid, unclipped, color="grey", linestyle="--", linewidth=1, label="rA")
+    panel.plot(grid, torch.minimum(unclipped, grid.clamp(0.8, 1.2) * advantage), label="min( rA, clip(r)A )")
+    panel.set(xlabel="r = π_θ / π_old", title=f"A = {advantage:+.0f}")
+    panel.legend(loc="lower right" if advantage > 0 else "lower left")
+axes[0].set_ylabel("what PPO maximises")
+lesson.figure(fig, "clip")
+
+# %% [markdown]
+# ## 4. Which token deserves the reward? GAE
+# The reward comes at the end, and the price along the way. A value model V(s) guesses what is still to come, and each action
+# is judged by what it changed: δₜ = rₜ + γV(sₜ₊₁) − V(sₜ). GAE (Schulman et al. 2016, eq. 16) adds up those to come, fading by λ:
+#
+#     Aₜ = δₜ + (γλ) δₜ₊₁ + (γλ)² δₜ₊₂ + …          as a recursion, Aₜ = δₜ + γλ Aₜ₊₁
+#
+# λ = 1: all rewards to come, minus V: unbiased whatever V is, and noisy. λ = 0: δ alone, quiet, and wrong if V is wrong.
+
+# %%
+B, T = 3, 6
+rewards, values = torch.randn(2, B, T, dtype=torch.float64, generator=lesson.generator)
+lengths = [6, 3, 1]
+counted = torch.arange(T) < torch.tensor(lengths)[:, None]              # (3, 6)
+GAMMA, LAM = 0.9, 0.8
+by_sums, to_go = torch.zeros(2, B, T, dtype=torch.float64)
+for row, length in enumerate(lengths):
+    delta = [rewards[row, t] + (GAMMA * values[row, t + 1] if t + 1 < length else 0.0) - values[row, t] for t in range(length)]
+    for t in range(length):
+        by_sums[row, t] = sum((GAMMA * LAM) ** (k - t) * delta[k] for k in range(t, length))
+        to_go[row, t] = sum(GAMMA ** (k - t) * rewards[row, k] for k in range(t, length))
+lesson.check("GAE: the recursion = the sum, three lengths", gae(rewards, values, counted, GAMMA, LAM)[0], by_sums, atol=1e-12, source="A, D: PPO; Schulman et al. 2016, eq. 16")
+lesson.check("λ = 1: rewards to come − V, and returns do not need V", torch.stack(gae(rewards, values, counted, GAMMA, 1.0)),
+             torch.stack([(to_go - values) * counted, to_go]), atol=1e-12, source="A, D: PPO; Schulman et al. 2016, eq. 18")
+
+# %% [markdown]
+# ## 5. REINFORCE and PPO, against π*
+# Lesson 17's waiter: a GPT that knows what people usually reply, a rule R for how good a reply is, and 3,906 replies to each of two
+# customers. β = 1. All of π* is known, so each method's distance from it, KL(π‖π*), is a number and not an impression.
+
+# %%
+BETA = 1.0
+STEPS = lesson.pick({"REINFORCE": 500, "PPO": 1600}, {"REINFORCE": 40, "PPO": 40})
+waiter = replies.reference(lesson.seed, lesson.pick(200, 100)).to(device)
+everything, belongs = (part.to(device) for part in replies.all_replies())               # (2, 3906, T)
+with torch.no_grad():
+    usual = [answer_logprobs(waiter, t, m) for t, m in zip(everything, belongs)]         # 2 of (3906,)
+rule = [replies.reward(t, m) for t, m in zip(everything, belongs)]
+goal = [optimal_policy(lp, reward, BETA)[0] for lp, reward in zip(usual, rule)]
+
+
+def measure(policy):
+    """Exactly, over both customers: nats from π*, nats from π_ref, mean reward, entropy of the answers."""
+    with torch.no_grad():
+        now = [answer_logprobs(policy, t, m) for t, m in zip(everything, belongs)]
+    mean = [sum(values) / 2 for values in zip(*((kl_divergence(lp, g), kl_divergence(lp, u), expectation(lp, reward), -expectation(lp, lp))
+                                                for lp, g, u, reward in zip(now, goal, usual, rule)))]
+    return dict(zip(("to_goal", "from_ref", "reward", "entropy"), (value.item() for value in mean)))
+
+
+def task(beta):
+    return Task(lambda n, generator: replies.customers(n, generator).to(device), replies.reward, waiter, replies.LONGEST, replies.STOP, beta)
+
+
+def learn(method, steps, beta=BETA):
+    """The trained policy, and a row every 20 steps: how many samples so far, and what `measure` says."""
+    policy = copy.deepcopy(waiter).requires_grad_(True)
+    if method == "REINFORCE":
+        model = policy
+        algorithm = Reinforce(policy, task(beta), n_prompts=4, n_samples=64, baseline="leave_one_out")
+        samples_a_step = 256
+    else:
+        model = ActorCritic(policy, ValueModel(copy.deepcopy(waiter).requires_grad_(True)))
+        algorithm = PPO(model, task(beta), n_prompts=4, n_samples=64, n_epochs=2, n_minibatches=2)
+        samples_a_step = 256 / 4                                        # a collection of 256 lasts for four steps
+    config = TrainingConfig(max_steps=steps, learning_rate=5e-3, weight_decay=0.0, optimizer="muon", evaluate_every=20, seed=lesson.seed)
+    rows = []
+    for row in train(model, algorithm.next_batch, algorithm.loss, config, lambda _: measure(policy)):
+        rows.append(row | {"samples": row["step"] * samples_a_step} | algorithm.seen)
+    return policy, rows
+
+
+runs = {}
+for method in STEPS:
+    runs[method] = learn(method, STEPS[method])
+    rows = runs[method][1]
+    print(f"    {method}: KL(π‖π*) " + " → ".join(f"{row['to_goal']:.3f}" for row in rows[::max(1, len(rows) // 6)]) + f", after {rows[-1]['samples']:,.0f} samples")
+
+# %% [markdown]
+# What to look for in a log of PPO, here from its last collection: `kl` must settle, not climb; `ratio_first` must be 1, or the two
+# log-probabilities of one action do not belong to the same model (dropout, a temperature, a wrong shift); `clip_fraction` is
+# healthy up to 0.3 early on; `entropy` at 0 means that nothing new is tried; `explained_variance` below 0 is worse than no value model.
+
+# %%
+last = runs["PPO"][1][-1]
+print("    PPO's last numbers: " + ", ".join(f"{name} {last[name]:.3f}" for name in ("score", "kl", "ratio_first", "clip_fraction", "entropy", "explained_variance")))
+lesson.check("PPO's first ratio after a collection is 1", last["ratio_first"], 1.0, atol=1e-4, source="D: PPO")
+for method, (_, rows) in runs.items():
+    lesson.claim(f"{method} reaches π*", rows[-1]["to_goal"] <= 0.02,
+                 f"KL(π‖π*) = {rows[-1]['to_goal']:.4f} nats after {rows[-1]['samples']:,.0f} samples; it began at {rows[0]['to_goal']:.2f}", full_run=True)
+
+# %% [markdown]
+# ## 6. Without the price
+# β = 0: nothing but reward counts, and the best policy says the single best reply for ever.
+
+# %%
+runs["REINFORCE, β = 0"] = learn("REINFORCE", lesson.pick(250, 30), beta=0.0)
+generator = torch.Generator().manual_seed(lesson.seed)
+asked = torch.tensor([[replies.PLEASE]] * 4 + [[replies.NOW]] * 4, device=device)
+for name, speaker in (("π_ref", waiter), ("REINFORCE, β = 1", runs["REINFORCE"][0]), ("REINFORCE, β = 0", runs["REINFORCE, β = 0"][0])):
+    said = rollout(speaker, asked, replies.LONGEST, replies.STOP, generator=generator).tokens.cpu()
+    print(f"    {name}:\n        " + ";  ".join(map(replies.written, said[:4])) + "\n        " + ";  ".join(map(replies.written, said[4:])))
+
+# %% [markdown]
+# The second figure puts every policy on a map: how far from π_ref, and how much reward. The curve is π* for every β from ∞ (left
+# end) to 0: it is the *frontier*, for more reward at the same KL is impossible. (Suppose a π had it: then J(π) would exceed J(π*)
+# for that curve point's β.) The methods travel below it, arrive at their β's point, and without β walk on to the far end.
+
+# %%
+BETAS = torch.logspace(2, -1.5, 60).tolist()
+frontier = []
+for beta in BETAS:
+    tilted = [optimal_policy(u, reward, beta)[0] for u, reward in zip(usual, rule)]
+    frontier.append((sum(kl_divergence(t, u) for t, u in zip(tilted, usual)).item() / 2, sum(expectation(t, reward) for t, reward in zip(tilted, rule)).item() / 2))
+
+
+def price_of(beta):
+    """β log Z, over both customers: the most that E[r] − β·KL can be."""
+    return sum(beta * optimal_policy(u, reward, beta)[1].item() for u, reward in zip(usual, rule)) / 2
+
+
+fig, (left, right) = plotting.figure(11, 4.2, columns=2)
+for method in ("REINFORCE", "PPO"):
+    left.plot([row["samples"] for row in runs[method][1]], [row["to_goal"] for row in runs[method][1]], label=method)
+left.axhline(0.02, color="black", linestyle=":", linewidth=1.2, label="0.02 nats")
+left.set(yscale="log", xlabel="replies sampled", ylabel="KL(π‖π*), nats a reply (exact)", title="Towards the best policy, β = 1")
+left.legend()
+right.plot(*zip(*frontier), color="black", linestyle="-", linewidth=1, label="the best possible: π* for every β")
+for method in runs:
+    right.plot([row["from_ref"] for row in runs[method][1]], [row["reward"] for row in runs[method][1]], marker="o", markersize=2.5, label=method)
+at_goal = sum(kl_divergence(g, u) for g, u in zip(goal, usual)).item() / 2, sum(expectation(g, reward) for g, reward in zip(goal, rule)).item() / 2
+right.plot(*at_goal, marker="*", markersize=13, color="black", linestyle="none", label="π* at β = 1")
+right.set(xlabel="KL(π‖π_ref), nats a reply", ylabel="mean reward", title="What reward costs")
+right.legend(loc="lower right")
+lesson.figure(fig, "to_the_optimum")
+
+free_rows = runs["REINFORCE, β = 0"][1]
+lesson.claim("without the price the policy says one thing only", free_rows[-1]["entropy"] < 0.5 * free_rows[0]["entropy"] and free_rows[-1]["from_ref"] > 1.5 * at_goal[0],
+             f"entropy of the replies {free_rows[0]['entropy']:.2f} → {free_rows[-1]['entropy']:.2f} nats (π*: {-sum(expectation(g, g) for g in goal).item() / 2:.2f}), "
+             f"KL from π_ref {free_rows[-1]['from_ref']:.2f} (π*: {at_goal[0]:.2f}), reward {free_rows[-1]['reward']:.2f} (π*: {at_goal[1]:.2f})", full_run=True)
+above = [row["reward"] - beta * row["from_ref"] - price_of(beta) for _, rows in runs.values() for row in rows for beta in BETAS]
+lesson.check("nobody gets above the frontier: excess of E[r] − β·KL over β log Z", max(0.0, max(above)), 0.0, atol=1e-4, source="B, D: π*")
+
+# %% [markdown]
+# ## 7. What remains
+# - **The reward was the true one here.** With a learned one, the far end of the frontier is where it is wrong (lesson 20).
+# - **PPO needs four models** (policy, value, reference, reward) and a sampler inside the loop. Section 2 already knows what the result
+#   will be. Lesson 19 asks: then why not fit π* directly?
+# - **At the goal the noise ends.** r − β log(π*/π_ref) = β log Z for every reply, so with a baseline all advantages vanish: REINFORCE
+#   comes to rest by itself. Whitening divides by that vanishing spread and keeps PPO trembling; only the falling learning rate stills it.
+
+# %%
+lesson.end()
