@@ -1,0 +1,1 @@
+"""One model, many tasks: fine-tuning, prompting, low-rank adaptation and instructions."""
