@@ -3,7 +3,8 @@
 You will see    the Bradley–Terry rule derived step by step, its loss with slope and curvature, what comparisons can never tell, and a
                 GPT that recovers a hidden reward from noisy comparisons, held against the best that anybody could do with such labels.
 Source          courses A, B and D, "reward model"; Bradley and Terry 1952; Ouyang et al. 2022, §3.5 and eq. 1.
-Expect          TIME
+Expect          1.3 minutes on one core (quick: 10 s); every check passes; 12,800 comparisons foresee 82 to 83 % of fresh labels, where 84 % is the most
+                that anybody could, and r correlates with the hidden R by 0.97; fifty are learned by heart and judge fresh ones worse than a coin.
 Not here        what a policy does with the reward (lesson 18), and to it (lesson 20).
 
 Shapes: B pairs, N replies, T time.
@@ -236,7 +237,7 @@ lesson.figure(fig, "recovery")
 
 # %% [markdown]
 # What to see. Fifty comparisons are learned by heart: the loss on them falls towards 0, and on fresh ones it rises above log 2, which is worse
-# than knowing nothing. With more, the model foresees labels nearly as often as a judge who knows the rule, and its r is R, scale and all.
+# than knowing nothing. With more, the model foresees labels nearly as often as a judge who knows the rule, and its r is R, even in scale, nearly.
 # The scale is not to be taken for granted. Let one label in ten be turned over by a slip of the hand: every preference looks less
 # certain, and a model that is not told of slips explains that with smaller differences. Lesson 18's β is measured in this scale.
 
