@@ -3,8 +3,8 @@
 You will see    the objective E[r] − β·KL and its exact optimum π*; three estimates of KL and what each does as a loss; PPO's clip as a table
                 of slopes; GAE; a GPT that REINFORCE and PPO bring to π*, measured in nats; and what happens without the KL term.
 Source          courses A, B and D, "RLHF"; Ouyang et al. 2022, eq. 2; Schulman et al. 2017, eq. 7; Ziegler et al. 2019, §2.
-Expect          2 minutes on one core (12 s with --quick). KL(π‖π*) falls from 1.9 to 0.008–0.015 nats with REINFORCE (128,000 replies) and to
-                0.008–0.009 with PPO (102,400); without the price, entropy falls from 4.2 to 0.5 nats.
+Expect          2 minutes on one core (12 s with --quick). KL(π‖π*) falls from 1.9 to 0.007–0.015 nats with REINFORCE (128,000 replies; five seeds) and to
+                0.006–0.016 with PPO (102,400); without the price, entropy falls from 4.2 to 0.5 nats.
 Not here        a learned reward that can be fooled (lesson 20); DPO (lesson 19).
 
 Shapes: N answers, B samples, T time.
