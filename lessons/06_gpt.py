@@ -122,6 +122,21 @@ lesson.check("tied gradient = reading use + scoring use", by_use[0] + by_use[1],
 print(f"      sizes: reading {by_use[0].norm():.2f}, scoring {by_use[1].norm():.2f}: neither use may be forgotten")
 
 # %% [markdown]
+# The GPTs that everybody knows are this network with larger numbers, which fit in one formula: W_e and W_p, then in each layer
+# 4C² + 4C for attention, 8C² + 5C for the MLP and 4C for two norms, then one more norm. PyTorch counts without taking memory, on its
+# "meta" device. (Course C dates GPT-2 to 2018; it appeared in February 2019. Course D gives GPT-2 and GPT-3 12 heads, as only the
+# smallest GPT-2 has: the 1.5 billion of GPT-2 have 25 a layer, GPT-3's 175 billion have 96, Brown et al. 2020, table 2.1.)
+
+# %%
+for size in ("small", "medium", "large", "xl"):
+    c = GPTConfig.gpt2(size)
+    with torch.device("meta"):
+        counted = count_parameters(GPT(c))
+    by_formula = (c.vocab_size + c.context_length) * c.d_model + c.n_layers * (12 * c.d_model**2 + 13 * c.d_model) + 2 * c.d_model
+    lesson.check(f"GPT-2 {size}: {c.n_layers} layers, {c.n_heads} heads, C = {c.d_model}: {counted:,} parameters", counted, by_formula, atol=0,
+                 source="Radford et al. 2019, table 2")
+
+# %% [markdown]
 # ## 3. One token at a time
 # While a model writes, the past does not change, so neither do its keys and values: compute them once and keep them. A step
 # then costs one query instead of T. Nothing else may change, and nothing does: every logit is compared.

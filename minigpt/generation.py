@@ -11,7 +11,7 @@ When text outgrows the context, the newest half is kept and read again; with or 
 
 Shapes: B batch, T time, V vocabulary.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,44 +45,69 @@ def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_k: int | Non
     return logits.log_softmax(-1)
 
 
+def left_pad(prompts: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Tensor]:
+    """Prompts of any lengths as one batch that ends in one column, where their answers can begin: tokens (B, T) and the mask (B, T).
+
+    >>> tokens, mask = left_pad([[5], [6, 7]], pad_token=0)
+    >>> tokens.tolist(), mask.int().tolist()
+    ([[0, 5], [6, 7]], [[0, 1], [1, 1]])
+    """
+    length = max(map(len, prompts), default=0)
+    if min(map(len, prompts), default=0) < 1:
+        raise ValueError("a prompt needs at least one token, and a batch at least one prompt")
+    tokens = torch.tensor([[pad_token] * (length - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[False] * (length - len(p)) + [True] * len(p) for p in prompts])
+    return tokens, mask
+
+
 @torch.no_grad()
 def stream(
     model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-    generator: torch.Generator | None = None, use_cache: bool = True,
+    generator: torch.Generator | None = None, use_cache: bool = True, mask: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields, token by token, (the new token (B,), the log-probs it was drawn from (B, V)). The prompt is tokens (B, T), T ≥ 1."""
+    """Yields, token by token, (the new token (B,), the log-probs it was drawn from (B, V)). The prompt is tokens (B, T), T ≥ 1.
+
+    `mask` (B, T) is False where `left_pad` has padded shorter prompts; the model is then handed a mask of all it can see, as GPT takes it.
+    """
     if tokens.dim() != 2 or tokens.size(1) == 0:
         raise ValueError(f"a prompt is (batch, time) with at least one token, not {tuple(tokens.shape)}")
     if tokens.size(1) > model.context_length:
         raise ValueError(f"the prompt has {tokens.size(1)} tokens and the context holds {model.context_length}; shorten the prompt")
+    if mask is not None and not (mask.shape == tokens.shape and mask[:, -1].all() and (mask[:, 1:] >= mask[:, :-1]).all()):
+        raise ValueError("the mask of a batch of prompts has their shape and is False only at padding on the left: left_pad makes both")
+    mask = None if mask is None or mask.all() else mask                 # nothing is padded: any model will do
     use_cache = use_cache and hasattr(model, "new_cache")
     window, cache = tokens, None                                        # the window is what the model can see
     for _ in range(max_new_tokens):
         if window.size(1) > model.context_length:
-            window, cache = window[:, -max(1, model.context_length // 2):], None
+            kept = max(1, model.context_length // 2)
+            window, mask, cache = window[:, -kept:], None if mask is None else mask[:, -kept:], None
+        padding = {} if mask is None else {"mask": mask}
         if not use_cache:
-            logits = model(window)
+            logits = model(window, **padding)
         elif cache is None:
             cache = model.new_cache()
-            logits = model(window, cache)
+            logits = model(window, cache, **padding)
         else:
-            logits = model(window[:, -1:], cache)
+            logits = model(window[:, -1:], cache, **padding)
         logprobs = sampling_logprobs(logits[:, -1], temperature, top_k, top_p)          # (B, T, V) -> (B, V)
         new = torch.multinomial(logprobs.exp(), 1, generator=generator)                 # (B, 1)
         window = torch.cat([window, new], dim=1)
+        mask = None if mask is None else torch.cat([mask, torch.ones_like(new, dtype=torch.bool)], dim=1)
         yield new[:, 0], logprobs
 
 
 def generate(
     model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-    generator: torch.Generator | None = None, stop_token: int | None = None, use_cache: bool = True,
+    generator: torch.Generator | None = None, stop_token: int | None = None, use_cache: bool = True, mask: Tensor | None = None,
 ) -> Tensor:
     """Continues a prompt: (B, T) -> (B, T + n), n ≤ max_new_tokens.
 
     A row that has drawn `stop_token` is filled up with it, and generation ends once every row has. `temperature` 0 is greedy.
+    Prompts of several lengths come with the `mask` that `left_pad` makes; it is for models that take one, as GPT does.
     """
     pieces, stopped = [tokens], torch.zeros(tokens.size(0), dtype=torch.bool, device=tokens.device)
-    for new, _ in stream(model, tokens, max_new_tokens, temperature, top_k, top_p, generator, use_cache):
+    for new, _ in stream(model, tokens, max_new_tokens, temperature, top_k, top_p, generator, use_cache, mask):
         if stop_token is not None:
             new = new.masked_fill(stopped, stop_token)
             stopped |= new == stop_token

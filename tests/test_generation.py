@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minigpt.generation import beam_search, generate, sampling_logprobs, stream
+from minigpt.generation import beam_search, generate, left_pad, sampling_logprobs, stream
 from minigpt.models.gpt import GPT, GPTConfig
 
 LOGITS = torch.tensor([2.0, 0.5, 1.0, -1.0, 1.5], dtype=torch.float64)
@@ -189,3 +189,49 @@ def test_bad_prompts_say_why():
         beam_search(sharp_gpt(), torch.zeros(2, 3, dtype=torch.long), 1, 2)
     with pytest.raises(ValueError, match="do not fit"):
         beam_search(sharp_gpt(), torch.zeros(1, 3, dtype=torch.long), 9, 2)
+
+
+# ---- prompts of several lengths ----
+
+@pytest.mark.parametrize("form", ["gpt2", "modern"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_prompts_padded_on_the_left_are_continued_as_each_would_be_alone(form, use_cache):
+    model, prompts = sharp_gpt(form), [[3], [1, 5, 2, 6], [4, 4], [0, 6, 1]]
+    tokens, mask = left_pad(prompts, pad_token=0)
+    together = generate(model, tokens, 4, temperature=0, mask=mask, use_cache=use_cache)
+    alone = [generate(model, torch.tensor([p]), 4, temperature=0)[0, len(p):].tolist() for p in prompts]
+    assert together[:, 4:].tolist() == alone
+    steps = [logprobs for _, logprobs in stream(model, tokens, 4, temperature=0.9, generator=torch.Generator().manual_seed(1), mask=mask, use_cache=use_cache)]
+    drawn = generate(model, tokens, 4, temperature=0.9, generator=torch.Generator().manual_seed(1), mask=mask, use_cache=use_cache)[:, 4:]
+    for row, prompt in enumerate(prompts):
+        text = prompt + drawn[row].tolist()
+        by_hand = (model(torch.tensor([text]))[0, len(prompt) - 1:-1] / 0.9).log_softmax(-1)
+        torch.testing.assert_close(torch.stack([step[row] for step in steps]), by_hand.detach(), atol=1e-10, rtol=0)
+    _, unmasked = next(stream(model, tokens, 1, temperature=0.9, use_cache=use_cache))
+    error = (unmasked - steps[0]).abs().amax(1)
+    assert error[[0, 2, 3]].min() > 0.01 and error[1] < 1e-10           # there was something to hide, but not from the longest
+
+
+def test_padding_is_forgotten_when_the_context_slides_past_it():
+    model = sharp_gpt(context_length=8)
+    tokens, mask = left_pad([[3], [1, 5, 2, 6, 0]], pad_token=0)
+    cached, plain = (generate(model, tokens, 20, temperature=0, mask=mask, use_cache=c) for c in (True, False))
+    assert torch.equal(cached, plain)
+    alone = generate(model, tokens[1:], 20, temperature=0)
+    assert torch.equal(cached[1], alone[0])                             # its window is the batch's
+    start, row = 0, cached[0].tolist()                                  # [pad, pad, pad, pad, 3, …]
+    for end in range(5, 25):
+        start = end - 4 if end - start > 8 else start                   # half of the context is kept
+        assert row[end] == model(torch.tensor([row[max(start, 4):end]]))[0, -1].argmax().item()
+
+
+@pytest.mark.parametrize("mask", [[[True, False]], [[False, False]], [[True, True, True]], [[True], [True]]])
+def test_a_mask_that_is_not_padding_on_the_left_is_refused(mask):
+    with pytest.raises(ValueError, match="left_pad makes both"):
+        generate(sharp_gpt(), torch.tensor([[1, 2]]), 1, mask=torch.tensor(mask))
+
+
+@pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
+def test_an_empty_prompt_cannot_be_padded(prompts):
+    with pytest.raises(ValueError, match="at least one"):
+        left_pad(prompts, 0)

@@ -23,7 +23,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from minigpt.generation import generate
+from minigpt.generation import generate, left_pad
 from minigpt.text.grammar import Grammar, alike, tokens
 from minigpt.training.losses import causal_loss
 
@@ -163,13 +163,8 @@ def sft_loss(model, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def answers(model, instructions: Sequence[Instruction], max_new_tokens: int = 16) -> list[tuple[str, bool]]:
-    """What the model answers, greedily, and whether it stopped by itself. Prompts of one length go through in one batch."""
-    prompts, found = [prompt(i) for i in instructions], {}
+    """What the model answers, greedily, and whether it stopped by itself."""
     device = next(model.parameters()).device
-    for length in set(map(len, prompts)):
-        rows = [i for i, p in enumerate(prompts) if len(p) == length]
-        written = generate(model, torch.tensor([prompts[i] for i in rows], device=device), max_new_tokens, temperature=0, stop_token=NUMBER[END])
-        for i, ids in zip(rows, written[:, length:].tolist()):
-            stopped = NUMBER[END] in ids
-            found[i] = decode(ids[:ids.index(NUMBER[END])] if stopped else ids), stopped
-    return [found[i] for i in range(len(prompts))]
+    tokens, mask = (x.to(device) for x in left_pad([prompt(i) for i in instructions], NUMBER[END]))
+    written = generate(model, tokens, max_new_tokens, temperature=0, stop_token=NUMBER[END], mask=mask)[:, tokens.size(1):]
+    return [(decode(ids[:(*ids, NUMBER[END]).index(NUMBER[END])]), NUMBER[END] in ids) for ids in written.tolist()]

@@ -85,7 +85,7 @@ class Task:
 
 def watch(done: Rollout) -> dict:
     """Numbers to look at while a policy learns: score (should rise), kl from the reference (nats an answer; should rise and settle), length."""
-    k1, _, k3 = kl_estimates(done.logprobs.sum(1), done.ref_logprobs.sum(1))
+    k1, *_ = kl_estimates(done.logprobs.sum(1), done.ref_logprobs.sum(1))
     return {"score": done.scores.mean().item(), "kl": k1.mean().item(), "length": done.actions.sum(1).float().mean().item()}
 
 

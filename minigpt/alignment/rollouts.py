@@ -7,11 +7,11 @@ Here the mistakes of alignment code are made, so each decision is explicit:
   * the recorded log-probabilities are those of the distribution that was sampled from, temperature included;
   * an answer's tokens are known by *where* they stand, from the prompt's end to the first stop token, which counts. Padding is the
     stop token again, and does not count, so a policy that never stops and one that does are told apart;
-  * padding is on the right, where a causal model cannot see it. Prompts of several lengths are answered in groups of one length.
+  * prompts of several lengths are padded on the left while they are answered, so that all answers begin in one column, and what comes
+    back is padded on the right, where a causal model cannot see it: whoever scores it later needs no mask to be blind to padding.
 
 Shapes: B answers, P prompt length, T the longest prompt with its answer. Actions: T − 1 columns, column t chooses token t + 1.
 """
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.alignment.logprobs import token_logprobs
-from minigpt.generation import stream
+from minigpt.generation import left_pad, stream
 
 
 @dataclass
@@ -50,33 +50,31 @@ def rollout(
 
     ValueError if a prompt with its answer does not fit the policy's context.
     """
-    device = next(policy.parameters()).device
-    groups = defaultdict(list)                                          # prompt length -> rows
-    for row, prompt in enumerate(prompts):
-        groups[len(prompt)].append(row)
-    longest = max(groups, default=0)
-    if not groups or min(groups) < 1 or longest + max_new_tokens > policy.context_length + 1:
-        raise ValueError(f"prompts of {min(groups, default=0)} to {longest} tokens with answers of up to {max_new_tokens} do not fit "
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths, default=0)
+    if min(lengths, default=0) < 1 or longest + max_new_tokens > policy.context_length + 1:
+        raise ValueError(f"prompts of {min(lengths, default=0)} to {longest} tokens with answers of up to {max_new_tokens} do not fit "
                          f"the context of {policy.context_length}; the last token need not be read, and a prompt needs at least one")
-    T = longest + max_new_tokens
-    tokens = torch.full((len(prompts), T), stop_token, device=device)
-    mask = torch.zeros(len(prompts), T, dtype=torch.bool, device=device)
-    logprobs = torch.zeros(len(prompts), T - 1, device=device)
-    for length, rows in groups.items():
-        given = torch.as_tensor(prompts[rows] if isinstance(prompts, Tensor) else [list(prompts[row]) for row in rows]).to(device)
-        rows = torch.tensor(rows, device=device)
-        tokens[rows, :length] = given
-        running = torch.ones(len(rows), dtype=torch.bool, device=device)
-        for t, (new, all_logprobs) in enumerate(stream(policy, given, max_new_tokens, temperature, generator=generator), start=length):
-            taken = all_logprobs.gather(1, new[:, None])[:, 0]          # (n, V) -> (n,)
-            logprobs = logprobs.to(taken.dtype)
-            tokens[rows, t] = torch.where(running, new, stop_token)
-            mask[rows, t] = running
-            logprobs[rows, t - 1] = torch.where(running, taken, 0.0)
-            running = running & (new != stop_token)
-            if not running.any():
-                break
-    return Rollout(tokens, mask, logprobs)
+    device = next(policy.parameters()).device
+    given, real = (x.to(device) for x in left_pad(prompts.tolist() if isinstance(prompts, Tensor) else prompts, stop_token))
+    B, T = len(lengths), longest + max_new_tokens
+    tokens = torch.cat([given, torch.full((B, max_new_tokens), stop_token, device=device)], dim=1)      # (B, P) -> (B, T)
+    mask, logprobs = torch.zeros(B, T, dtype=torch.bool, device=device), torch.zeros(B, T, device=device)
+    running = torch.ones(B, dtype=torch.bool, device=device)
+    steps = stream(policy, given, max_new_tokens, temperature, generator=generator, mask=real)
+    for t, (new, all_logprobs) in enumerate(steps, start=longest):
+        taken = all_logprobs.gather(1, new[:, None])[:, 0]              # (B, V) -> (B,)
+        logprobs = logprobs.to(taken.dtype)
+        tokens[:, t] = torch.where(running, new, stop_token)
+        mask[:, t] = running
+        logprobs[:, t] = torch.where(running, taken, 0.0)
+        running = running & (new != stop_token)
+        if not running.any():
+            break
+    padding = longest - torch.tensor(lengths, device=device)            # goes from the left to the right, which is a rotation
+    columns = (torch.arange(T, device=device) + padding[:, None]) % T   # (B, T)
+    tokens, mask, logprobs = (x.gather(1, columns) for x in (tokens, mask, logprobs))
+    return Rollout(tokens, mask, logprobs[:, 1:])                       # column t of the log-probabilities chose token t + 1
 
 
 @torch.no_grad()

@@ -93,11 +93,11 @@ class Block(nn.Module):
         self.attention = MultiHeadAttention(config.d_model, config.n_heads, config.bias, qk_norm=config.qk_norm)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, **options) -> Tensor:                  # the attention's options: rotary, cache, mask
         if self.post_norm:                                              # GPT-1: the norm sits on the residual stream itself
-            x = self.norm1(x + self.attention(x, causal=True, rotary=rotary, cache=cache))
+            x = self.norm1(x + self.attention(x, causal=True, **options))
             return self.norm2(x + self.feed_forward(x))
-        x = x + self.attention(self.norm1(x), causal=True, rotary=rotary, cache=cache)
+        x = x + self.attention(self.norm1(x), causal=True, **options)
         return x + self.feed_forward(self.norm2(x))
 
 
@@ -139,10 +139,14 @@ class GPT(nn.Module):
         """An empty cache, one entry a layer, to hand to `forward` again and again with only the new tokens."""
         return [KVCache(self.config.context_length) for _ in self.blocks]
 
-    def hidden(self, tokens: Tensor, cache: list[KVCache] | None = None, prefix: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, cache: list[KVCache] | None = None, prefix: Tensor | None = None, mask: Tensor | None = None,
+    ) -> Tensor:
         """The last layer's vectors h_n, (B, T) -> (B, T, C). With a cache, `tokens` are only those after the cached ones.
 
         A `prefix` (P, C) stands before the tokens of every row as if it were P more embedded tokens: the result is (B, P + T, C).
+        `mask` (B, S) is False at padding, over all S positions so far (prefix and cache too). Nobody looks at padding, and positions count
+        what is not padding, so a row padded on its left reads as it would alone. What comes out *at* padding means nothing.
         """
         x = self.token_embedding(tokens)                                # (B, T, C)
         if prefix is not None:
@@ -151,19 +155,27 @@ class GPT(nn.Module):
         end = start + x.size(1)
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens do not fit the context of {self.config.context_length}; shorten the input")
+        where = slice(start, end)                                       # each token's position
+        if mask is not None:
+            if mask.shape != (x.size(0), end):
+                raise ValueError(f"a mask for {x.size(0)} rows and {end} positions so far has that shape, not {tuple(mask.shape)}")
+            where = (mask.cumsum(1) - 1).clamp(min=0)[:, start:]        # (B, T)
+            mask = mask[:, None, None]                                  # (B, S) -> (B, 1, 1, S): for every head and query
         if self.config.positions == "learned":
-            x = x + self.position_embedding.weight[start:end]
-        rotary = (self.cos[start:end], self.sin[start:end]) if self.config.positions == "rotary" else None
+            x = x + self.position_embedding.weight[where]
+        rotary = None
+        if self.config.positions == "rotary":
+            rotary = tuple(table[where] if mask is None else table[where][:, None] for table in (self.cos, self.sin))   # (T, D/2) or (B, 1, T, D/2)
         for i, block in enumerate(self.blocks):
-            x = block(x, rotary, cache[i] if cache else None)
+            x = block(x, rotary=rotary, cache=cache[i] if cache else None, mask=mask)
         return self.final_norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """h_n W_eᵀ: (B, T, C) -> (B, T, V). The same matrix as the embedding, so each row gets gradient from both its uses."""
         return hidden @ self.token_embedding.weight.T
 
-    def forward(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
-        return self.unembed(self.hidden(tokens, cache))
+    def forward(self, tokens: Tensor, cache: list[KVCache] | None = None, mask: Tensor | None = None) -> Tensor:
+        return self.unembed(self.hidden(tokens, cache, mask=mask))
 
 
 def count_parameters(model: nn.Module) -> int:

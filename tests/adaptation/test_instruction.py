@@ -111,7 +111,7 @@ class Parrot:
     def parameters(self):
         yield torch.zeros(1)
 
-    def __call__(self, tokens):
+    def __call__(self, tokens, mask=None):
         logits = torch.zeros(*tokens.shape, len(VOCABULARY))
         for row, ids in zip(logits, tokens.tolist()):
             said = len(ids) - 2 - ids.index(NUMBER["assistant"])
@@ -126,7 +126,7 @@ def test_answers_keep_their_order_and_say_whether_they_stopped():
     assert answers(Parrot([NUMBER[","]] * 20), drawn, max_new_tokens=3) == [(",,,", False)] * 9
 
     class Echo(Parrot):                                                 # says the request's last word but one, then stops
-        def __call__(self, tokens):
+        def __call__(self, tokens, mask=None):
             logits = torch.zeros(*tokens.shape, len(VOCABULARY))
             for row, ids in zip(logits, tokens.tolist()):
                 at = ids.index(NUMBER["assistant"])

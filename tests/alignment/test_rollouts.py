@@ -160,6 +160,34 @@ def test_a_tensor_of_prompts_and_a_list_of_them_are_the_same():
     assert not torch.equal(a.tokens, c.tokens)
 
 
+@pytest.mark.parametrize("options", [{}, {"positions": "rotary", "norm": "rms", "qk_norm": True, "bias": False}, {"positions": "none"}],
+                         ids=["learned", "rotary", "none"])
+def test_padded_on_the_left_on_the_right_or_not_at_all_the_log_probabilities_and_their_gradient_are_the_same(options):
+    gpt = tiny_gpt(2, **options)
+    texts = [[1, 2, 3, 4, 0], [3, 1, 4], [2, 2], [4, 0, 0, 1, 3, 2, 1]]
+
+    def padded(text, left):
+        pads = [0] * (7 - len(text))
+        row, real = ([*pads, *text], [False] * len(pads) + [True] * len(text)) if left else ([*text, *pads], [True] * len(text) + [False] * len(pads))
+        return torch.tensor(row), torch.tensor(real)
+
+    def batch(left):
+        return (torch.stack(x) for x in zip(*(padded(text, left) for text in texts)))
+
+    alone = [sum(gpt(torch.tensor([text])).log_softmax(-1)[0, t, text[t + 1]] for t in range(len(text) - 1)) for text in texts]
+    wanted = torch.stack(alone)
+    tokens, real = batch(left=False)
+    right = sequence_logprobs(gpt(tokens[:, :-1]), tokens, real)        # a causal model needs no mask for padding to come
+    tokens, real = batch(left=True)
+    counted = real & real.roll(1, 1).index_fill(1, torch.tensor(0), False)          # a row's first token is given, not predicted
+    left = sequence_logprobs(gpt(tokens[:, :-1], mask=real[:, :-1]), tokens, counted)
+    torch.testing.assert_close(right, wanted, atol=1e-12, rtol=0)
+    torch.testing.assert_close(left, wanted, atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient(gpt, left.sum()), gradient(gpt, wanted.sum()), atol=1e-10, rtol=0)
+    naive = sequence_logprobs(gpt(tokens[:, :-1]), tokens, counted)     # nobody told the model which tokens are padding
+    assert (naive - wanted)[:3].abs().min() > 0.01 and (naive - wanted)[3].abs() < 1e-12        # the longest row has none
+
+
 def test_more_padding_changes_no_log_probability():
     gpt = tiny_gpt()
     done = rollout(gpt, torch.tensor([[1, 2]] * 6), 4, STOP, generator=torch.Generator().manual_seed(6))

@@ -83,6 +83,22 @@ def test_a_prefix_of_word_embeddings_is_those_words(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_padding_on_the_left_is_not_seen_and_counts_for_no_position(form):
+    """With a prefix in front, as a soft prompt has it, and the rest through the cache."""
+    model, text = make(form), torch.tensor([[3, 1, 4, 1]])
+    prefix = torch.randn(2, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    wanted = model.unembed(model.hidden(text, prefix=prefix))[:, 2:]
+    padded = torch.cat([torch.tensor([[9, 9, 9]]), text], 1)
+    mask = torch.tensor([[True, True, False, False, False, True, True, True, True]])
+    torch.testing.assert_close(model.unembed(model.hidden(padded, prefix=prefix, mask=mask))[:, 5:], wanted, atol=1e-10, rtol=0)
+    cache = model.new_cache()
+    model.hidden(padded[:, :5], cache, prefix, mask[:, :7])
+    torch.testing.assert_close(model(padded[:, 5:], cache, mask), wanted[:, 2:], atol=1e-10, rtol=0)
+    with pytest.raises(ValueError, match="1 rows and 7 positions so far"):
+        model(padded, mask=mask)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_the_future_has_no_influence(form):
     model, generator = make(form), torch.Generator().manual_seed(1)
     tokens = torch.randint(11, (2, 7), generator=generator)
