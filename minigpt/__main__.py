@@ -112,7 +112,8 @@ def train_command(args: argparse.Namespace) -> None:
     text = prose() if settings["text"] is None else read_text(settings["text"])
     checksum = hashlib.sha256(text.encode("utf-8")).hexdigest()
     if settings.setdefault("sha256", checksum) != checksum:
-        raise ValueError(f"{settings['text']} has changed since this run began, so it cannot be resumed exactly; put the old text back or start anew")
+        raise ValueError(f"{settings['text']} has changed since this run began, so it cannot be resumed exactly; "
+                         "put the old text back or start anew")
 
     training = TrainingConfig(**{k: settings[k] for k in ("max_steps", "learning_rate", "optimizer", "evaluate_every", "seed")})
     if settings["batch_size"] < 1:
@@ -139,7 +140,8 @@ def train_command(args: argparse.Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out / "tokenizer.json")
         write_json(out / "config.json", {**settings, "model": asdict(config)})
-    print(f"{count_parameters(model):,} parameters; {len(training_tokens):,} tokens to learn from, {len(held_out):,} held out; {tokenizer.vocab_size} kinds of token")
+    print(f"{count_parameters(model):,} parameters; {len(training_tokens):,} tokens to learn from, {len(held_out):,} held out; "
+          f"{tokenizer.vocab_size} kinds of token")
 
     def measure(model: GPT, windows: int | None = 200) -> dict:
         nats, _ = held_out_loss(model, held_out, windows)
@@ -184,7 +186,8 @@ def reopen_run(out: Path, text: str | None, given: dict) -> dict:
         given = {"text": str(Path(text).resolve()), **given}
     for name, value in given.items():
         if settings[name] != value:
-            raise ValueError(f"the run in {out} was started with {name} {settings[name]!r}, not {value!r}; leave the flag out, or start a new run")
+            raise ValueError(f"the run in {out} was started with {name} {settings[name]!r}, not {value!r}; "
+                             "leave the flag out, or start a new run")
     settings.pop("model")
     return settings
 
@@ -231,7 +234,8 @@ def sample_command(args: argparse.Namespace) -> None:
     if not args.prompt:
         raise ValueError("the prompt is empty; give at least one character to continue")
     prompt = torch.tensor([tokenizer.encode(args.prompt)], device=device)
-    pieces = continue_text(model, tokenizer, prompt, args.max_new_tokens, args.seed, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    pieces = continue_text(model, tokenizer, prompt, args.max_new_tokens, args.seed, **options)
     first = next(pieces, "")                                            # a bad option speaks before the prompt is echoed
     print(args.prompt + first, end="", flush=True)
     for piece in pieces:

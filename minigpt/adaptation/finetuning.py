@@ -39,7 +39,8 @@ def add_tokens(gpt: GPT, n: int = 3, generator: torch.Generator | None = None) -
     """A copy of `gpt` that knows n more tokens, numbered V, V + 1, …: n new rows of W_e, drawn from N(0, 0.02). `gpt` stays as it is."""
     wider = GPT(replace(gpt.config, vocab_size=gpt.config.vocab_size + n), generator)
     state = dict(gpt.state_dict())
-    state["token_embedding.weight"] = torch.cat([state["token_embedding.weight"].cpu(), wider.token_embedding.weight[-n:].detach()])    # (V + n, C)
+    new_rows = wider.token_embedding.weight[-n:].detach()               # (n, C)
+    state["token_embedding.weight"] = torch.cat([state["token_embedding.weight"].cpu(), new_rows])      # (V + n, C)
     wider.load_state_dict(state)
     return wider.to(next(gpt.parameters()))                             # the same device and precision
 

@@ -163,7 +163,8 @@ def load_lora(model: nn.Module, path: str | Path, name: str = "default") -> list
         base = getattr(model.get_submodule(n), "base", model.get_submodule(n))
         here, there = [(rank, base.in_features), (base.out_features, rank)], [tuple(matrices[f"{n}.{kind}"].shape) for kind in "AB"]
         if here != there:
-            raise ValueError(f"{path} was made for another model: A and B of {n!r} are {there[0]} and {there[1]} there, {here[0]} and {here[1]} here")
+            raise ValueError(f"{path} was made for another model: A and B of {n!r} are {there[0]} and {there[1]} there, "
+                             f"{here[0]} and {here[1]} here")
     add_lora(model, layers, rank, alpha, torch.Generator(), name)
     with torch.no_grad():
         for n in layers:

@@ -23,7 +23,9 @@ from minigpt.models.gpt import GPT
 from minigpt.training.losses import sequence_logprobs
 
 
-def few_shot_prompt(query: str, examples: Sequence[tuple[str, str]] = (), instruction: str = "", between: str = " =>", separator: str = "\n") -> str:
+def few_shot_prompt(
+    query: str, examples: Sequence[tuple[str, str]] = (), instruction: str = "", between: str = " =>", separator: str = "\n",
+) -> str:
     """Instruction, worked examples, question: the text that a model is asked to continue. No example is zero-shot, one is one-shot.
 
     It ends where the answer's own space begins, because tokenizers keep a space with the word after it: continue it with " " + answer.
@@ -49,7 +51,7 @@ def score_candidates(model, prompt: Sequence[int], candidates: Sequence[Sequence
                          f"and candidates of {[len(c) for c in candidates]} tokens")
     lengths = torch.tensor([len(c) for c in candidates])
     start, end = len(prompt), len(prompt) + int(lengths.max())
-    tokens = torch.tensor([[*prompt, *c, *[0] * (end - start - len(c))] for c in candidates])       # (N, T), padded on the right: no one looks there
+    tokens = torch.tensor([[*prompt, *c, *[0] * (end - start - len(c))] for c in candidates])       # (N, T), padded where no one looks
     time = torch.arange(end)
     mask = (time >= start) & (time < start + lengths[:, None])          # (N, T)
     device = next(model.parameters()).device
@@ -70,7 +72,9 @@ def substitute(sentence: str, candidates: Sequence[str], pronoun: str = "it") ->
     return [re.sub(place, lambda _: candidate, sentence) for candidate in candidates]
 
 
-def resolve_pronoun(model, encode: Callable[[str], list[int]], sentence: str, candidates: Sequence[str], start_token: int, pronoun: str = "it") -> Tensor:
+def resolve_pronoun(
+    model, encode: Callable[[str], list[int]], sentence: str, candidates: Sequence[str], start_token: int, pronoun: str = "it",
+) -> Tensor:
     """log P(sentence) with each candidate in the pronoun's place, (N,): its argmax is what the model takes the pronoun for.
 
     `encode` turns text into token ids; `start_token` stands before the first, and closes the sentence, as the end of a text does

@@ -76,6 +76,7 @@ class DPO:
 def score_pairs(model: nn.Module, pairs: Pairs, sequence: Callable = sequence_logprobs) -> tuple[Tensor, Tensor]:
     """log π(y⁺|x) and log π(y⁻|x), each (B,), both answers in one pass through the model."""
     if pairs.chosen.size(1) != pairs.rejected.size(1):
-        raise ValueError(f"chosen and rejected answers are padded to {pairs.chosen.size(1)} and {pairs.rejected.size(1)} tokens; pad both to the longer")
+        raise ValueError(f"chosen and rejected answers are padded to {pairs.chosen.size(1)} and {pairs.rejected.size(1)} tokens; "
+                         "pad both to the longer")
     tokens, mask = torch.cat([pairs.chosen, pairs.rejected]), torch.cat([pairs.chosen_mask, pairs.rejected_mask])   # (2B, T)
     return sequence(model(tokens[:, :-1]), tokens, mask).chunk(2)

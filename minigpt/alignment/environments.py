@@ -121,7 +121,8 @@ class Grid(MDP):
                 if probability > 0.02:                                  # shorter ones would be dots
                     tip, tail = 0.34 * probability**0.5, 0.04
                     axes.annotate("", (x + tip * dx, y + tip * dy), (x + tail * dx, y + tail * dy),
-                                  arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 4 + 8 * probability})
+                                  arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkA": 0, "shrinkB": 0,
+                                              "mutation_scale": 4 + 8 * probability})
         known = shades[~shades.isnan()]
         low, high = min(0.0, known.min().item()), known.max().item()
         axes.set_facecolor("0.25")                                      # walls: cells without a shade
@@ -133,7 +134,8 @@ class Grid(MDP):
 def refuse_bad_policy(mdp: MDP, policy: Tensor, horizon: int) -> None:
     wanted = mdp.transitions.shape[:2]
     if policy.shape != wanted or (policy < 0).any() or not torch.allclose(policy.sum(-1), torch.ones_like(policy[:, 0])):
-        raise ValueError(f"a policy is π(a|s) with the shape (states, actions) = {tuple(wanted)} and rows that sum to 1, not {tuple(policy.shape)}")
+        raise ValueError(f"a policy is π(a|s) with the shape (states, actions) = {tuple(wanted)} and rows that sum to 1, "
+                         f"not {tuple(policy.shape)}")
     if horizon < 1:
         raise ValueError(f"an episode has at least 1 step, not {horizon}")
 

@@ -116,7 +116,8 @@ def objective(logprobs: Tensor, ref_logprobs: Tensor, rewards: Tensor, beta: flo
 
 def gradient(model: nn.Module, scalar: Tensor) -> Tensor:
     """∇ of a scalar with respect to all parameters, as one long vector."""
-    pieces = torch.autograd.grad(scalar, [p for p in model.parameters() if p.requires_grad], allow_unused=True, materialize_grads=True, retain_graph=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    pieces = torch.autograd.grad(scalar, trained, allow_unused=True, materialize_grads=True, retain_graph=True)
     return torch.cat([piece.flatten() for piece in pieces])
 
 

@@ -50,7 +50,8 @@ def compare(answers: Rollout, rewards: Tensor, generator: torch.Generator, flip:
     a, b = answers[0::2], answers[1::2]
     before = (a.mask.cumsum(1) == 0) | (b.mask.cumsum(1) == 0)          # (B, T) the prompts, and where one answer has begun and the other not
     if len(rewards) != len(answers.tokens) or (before & ((a.tokens != b.tokens) | a.mask | b.mask)).any():
-        raise ValueError(f"row 2i and row 2i + 1 must answer the same prompt, and have one reward each; {len(rewards)} rewards came for {len(answers.tokens)} rows")
+        raise ValueError("row 2i and row 2i + 1 must answer the same prompt, and have one reward each; "
+                         f"{len(rewards)} rewards came for {len(answers.tokens)} rows")
     probability = preference_probability(rewards[0::2], rewards[1::2], flip)
     first = (torch.rand(len(probability), generator=generator).to(probability) < probability)[:, None]              # (B, 1)
     return Pairs(torch.where(first, a.tokens, b.tokens), torch.where(first, a.mask, b.mask),

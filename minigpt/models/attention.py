@@ -106,7 +106,9 @@ class MultiHeadAttention(nn.Module):
     and the gains alone decide how sharp attention may become (Henry et al. 2020, there with one gain for all).
     """
 
-    def __init__(self, d_model: int, n_heads: int, bias: bool = True, d_head: int | None = None, qk_norm: bool = False, scale: float | None = None):
+    def __init__(
+        self, d_model: int, n_heads: int, bias: bool = True, d_head: int | None = None, qk_norm: bool = False, scale: float | None = None,
+    ):
         super().__init__()
         if d_head is None and d_model % n_heads:
             raise ValueError(f"d_model {d_model} does not divide into {n_heads} heads; try d_model {(d_model // n_heads + 1) * n_heads}")

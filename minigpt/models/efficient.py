@@ -148,9 +148,12 @@ class LongAttention(MultiHeadAttention):
     def merge(self, y: Tensor) -> Tensor:
         return self.out(y.transpose(1, 2).flatten(2))                   # (B, H, T, D) -> (B, T, C)
 
-    def forward(self, x: Tensor, causal: bool = True, rotary: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None) -> Tensor:
-        if cache is not None or not causal:
-            raise ValueError("long-sequence attention here is causal and keeps no cache; call it with causal=True and cache=None")
+    def forward(
+        self, x: Tensor, causal: bool = True, rotary: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None, mask: Tensor | None = None,
+    ) -> Tensor:
+        if cache is not None or mask is not None or not causal:
+            raise ValueError("long-sequence attention here is causal, keeps no cache and knows no padding on the left: "
+                             "call it with causal=True, cache=None and mask=None")
         return self.merge(self.looked_up(x, rotary))
 
 
@@ -260,10 +263,10 @@ class Reversible(nn.Module):
             raise ValueError("a post-norm block replaces its input and cannot be reversed; use post_norm=False")
         self.blocks, self.store = blocks, store
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None, **options) -> Tensor:
         if cache is not None:
             raise ValueError("reversible layers are for training and keep no cache; call them with cache=None")
-        pairs = [(lambda x, b=block: b.attention(b.norm1(x), causal=True, rotary=rotary), lambda x, b=block: b.feed_forward(b.norm2(x)))
+        pairs = [(lambda x, b=block: b.attention(b.norm1(x), causal=True, **options), lambda x, b=block: b.feed_forward(b.norm2(x)))
                  for block in self.blocks]
         if self.store:
             x1, x2 = x, x

@@ -59,7 +59,8 @@ class GPTConfig:
     @classmethod
     def modern(cls, vocab_size: int, context_length: int, n_layers: int, n_heads: int, d_model: int) -> "GPTConfig":
         """The same model with what has proved better since 2019: rotary, RMS norm, ReLU², QK-norm, no biases."""
-        return cls(vocab_size, context_length, n_layers, n_heads, d_model, positions="rotary", norm="rms", activation="relu2", qk_norm=True, bias=False)
+        since = {"positions": "rotary", "norm": "rms", "activation": "relu2", "qk_norm": True, "bias": False}
+        return cls(vocab_size, context_length, n_layers, n_heads, d_model, **since)
 
 
 class FeedForward(nn.Module):
@@ -165,7 +166,9 @@ class GPT(nn.Module):
             x = x + self.position_embedding.weight[where]
         rotary = None
         if self.config.positions == "rotary":
-            rotary = tuple(table[where] if mask is None else table[where][:, None] for table in (self.cos, self.sin))   # (T, D/2) or (B, 1, T, D/2)
+            rotary = self.cos[where], self.sin[where]                   # (T, D/2) each, or (B, T, D/2)
+            if mask is not None:
+                rotary = rotary[0][:, None], rotary[1][:, None]         # (B, 1, T, D/2): for every head
         for i, block in enumerate(self.blocks):
             x = block(x, rotary=rotary, cache=cache[i] if cache else None, mask=mask)
         return self.final_norm(x)

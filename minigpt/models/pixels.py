@@ -31,7 +31,8 @@ from torch.nn import functional as F
 def one_hot(images: Tensor, levels: int, like: Tensor) -> Tensor:
     """(B, Y, X) levels -> (B, Y, X, K) zeros and ones in the dtype of `like`. Outside an image all K are 0, so its edge can be told from paper."""
     if images.dim() != 3 or images.dtype != torch.long:
-        raise ValueError(f"images are whole numbers (torch.long) of shape (batch, rows, columns), not {images.dtype} of shape {tuple(images.shape)}")
+        raise ValueError("images are whole numbers (torch.long) of shape (batch, rows, columns), "
+                         f"not {images.dtype} of shape {tuple(images.shape)}")
     if images.numel() and not (0 <= images.min() and images.max() < levels):
         raise ValueError(f"this model knows the levels 0 to {levels - 1}, and the images hold {images.min()} to {images.max()}")
     return F.one_hot(images, levels).to(like.dtype)

@@ -157,7 +157,8 @@ class RecurrentLM(nn.Module):
     ):
         super().__init__()
         if min(vocab_size, d_embedding, n_layers, context_length) < 1:
-            raise ValueError(f"vocab_size, d_embedding, n_layers and context_length must be at least 1, not {vocab_size}, {d_embedding}, {n_layers}, {context_length}")
+            raise ValueError("vocab_size, d_embedding, n_layers and context_length must be at least 1, "
+                             f"not {vocab_size}, {d_embedding}, {n_layers}, {context_length}")
         self.context_length = context_length
         self.token_embedding = nn.Embedding(vocab_size, d_embedding)
         self.layers = nn.ModuleList(cell(d_embedding if i == 0 else d_hidden, d_hidden, generator) for i in range(n_layers))

@@ -81,7 +81,8 @@ class Seq2Seq(nn.Module):
     def encode(self, source: Tensor, lengths: Tensor) -> DecoderState:
         """Reads source (B, S), of which the first `lengths` (B,) of each row count. ValueError if a length does not fit."""
         if lengths.shape != source.shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > source.size(1):
-            raise ValueError(f"lengths must be {source.size(0)} numbers from 1 to {source.size(1)}, the width of the batch, not {lengths.tolist()}")
+            raise ValueError(f"lengths must be {source.size(0)} numbers from 1 to {source.size(1)}, the width of the batch, "
+                             f"not {lengths.tolist()}")
         mask = torch.arange(source.size(1), device=source.device) < lengths[:, None]            # (B, S)
         annotations = self.encoder(self.source_embedding(source), mask)                         # (B, S, E) -> (B, S, 2H)
         rightwards, leftwards = annotations.chunk(2, dim=-1)                                    # (B, S, H)
@@ -92,7 +93,7 @@ class Seq2Seq(nn.Module):
         return DecoderState(annotations, projected, mask, summary, h, torch.zeros_like(h))
 
     def decode(self, target: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None]:
-        """Reads target words (B, T), starting from `state`, which moves on. Returns logits (B, T, V) and weights α (B, T, S), None without attention.
+        """Reads target words (B, T), starting from `state`, which moves on: logits (B, T, V), and weights α (B, T, S) or None.
 
         All T at once when the translation is known (teacher forcing), one at a time while it is being written: the same numbers.
         """

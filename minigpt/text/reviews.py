@@ -91,6 +91,7 @@ def sentence_moods(review: str) -> list[tuple[str, int | None]]:
     for sentence in review.removesuffix("!").split(". "):
         stances = [stance for stance in (AGAINST, FOR) if MOODS[stance].is_grammatical(sentence)]
         if not stances:
-            raise ValueError(f"no stance can write {sentence!r}: against, {MOODS[AGAINST].why_not(sentence)}; for, {MOODS[FOR].why_not(sentence)}")
+            against, in_favour = (MOODS[mood].why_not(sentence) for mood in (AGAINST, FOR))
+            raise ValueError(f"no stance can write {sentence!r}: against, {against}; for, {in_favour}")
         moods.append((sentence, stances[0] if len(stances) == 1 else None))
     return moods

@@ -47,7 +47,8 @@ def load_weights(model: nn.Module, weights: dict, source: str | Path) -> None:
         if name not in weights:
             raise ValueError(f"{source} was made for another model: it lacks {name!r}")
         if weights[name].shape != own[name].shape:
-            raise ValueError(f"{source} was made for another model: {name!r} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here")
+            raise ValueError(f"{source} was made for another model: {name!r} is {tuple(weights[name].shape)} there "
+                             f"and {tuple(own[name].shape)} here")
     for name in weights:
         if name not in own:
             raise ValueError(f"{source} was made for another model: {name!r} is unknown here")

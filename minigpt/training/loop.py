@@ -128,7 +128,8 @@ def train(
                 value.backward()
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
                 if not (math.isfinite(value.item()) and math.isfinite(norm.item())):
-                    raise FloatingPointError(f"the loss is {value.item()} and its gradient {norm.item()} at step {step}; try a smaller learning rate")
+                    raise FloatingPointError(f"the loss is {value.item()} and its gradient {norm.item()} at step {step}; "
+                                             "try a smaller learning rate")
                 for optimizer, peak in zip(optimizers, peaks):
                     for group, lr in zip(optimizer.param_groups, peak):
                         group["lr"] = lr * schedule(step, config)

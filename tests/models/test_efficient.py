@@ -351,6 +351,8 @@ def test_a_cache_is_refused_and_generate_works_without():
     reversible = long_gpt(GPTConfig(17, 24, 2, 2, 8), "LM", reversible=True)
     with pytest.raises(ValueError, match="no cache"):
         reversible(torch.zeros(1, 1, dtype=torch.long), reversible.new_cache())
+    with pytest.raises(ValueError, match="no padding on the left"):
+        model(torch.zeros(1, 2, dtype=torch.long), mask=torch.tensor([[False, True]]))
     assert generate(model, torch.zeros(1, 2, dtype=torch.long), 3, use_cache=False).shape == (1, 5)
 
 
