@@ -11,6 +11,7 @@ When text outgrows the context, the newest half is kept and read again; with or 
 
 Shapes: B batch, T time, V vocabulary.
 """
+import inspect
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -76,6 +77,8 @@ def stream(
     if mask is not None and not (mask.shape == tokens.shape and mask[:, -1].all() and (mask[:, 1:] >= mask[:, :-1]).all()):
         raise ValueError("the mask of a batch of prompts has their shape and is False only at padding on the left: left_pad makes both")
     mask = None if mask is None or mask.all() else mask                 # nothing is padded: any model will do
+    if mask is not None and "mask" not in inspect.signature(getattr(model, "forward", model)).parameters:
+        raise ValueError(f"{type(model).__name__} takes no mask, so it cannot be blind to padding; give it prompts of one length at a time")
     use_cache = use_cache and hasattr(model, "new_cache")
     window, cache = tokens, None                                        # the window is what the model can see
     for _ in range(max_new_tokens):
@@ -91,7 +94,8 @@ def stream(
         else:
             logits = model(window[:, -1:], cache, **padding)
         logprobs = sampling_logprobs(logits[:, -1], temperature, top_k, top_p)          # (B, T, V) -> (B, V)
-        new = torch.multinomial(logprobs.exp(), 1, generator=generator)                 # (B, 1)
+        chances = logprobs.exp() if generator is None else logprobs.exp().to(generator.device)         # drawn where the generator lives
+        new = torch.multinomial(chances, 1, generator=generator).to(tokens.device)      # (B, 1)
         window = torch.cat([window, new], dim=1)
         mask = None if mask is None else torch.cat([mask, torch.ones_like(new, dtype=torch.bool)], dim=1)
         yield new[:, 0], logprobs

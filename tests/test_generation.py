@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from minigpt.alignment.exact import Table
 from minigpt.generation import beam_search, generate, left_pad, sampling_logprobs, stream
 from minigpt.models.gpt import GPT, GPTConfig
 
@@ -235,3 +236,12 @@ def test_a_mask_that_is_not_padding_on_the_left_is_refused(mask):
 def test_an_empty_prompt_cannot_be_padded(prompts):
     with pytest.raises(ValueError, match="at least one"):
         left_pad(prompts, 0)
+
+
+def test_a_model_without_masks_takes_prompts_of_one_length_only():
+    table = Table(3, 6, 3)
+    tokens, mask = left_pad([[1], [2, 1]], 0)
+    with pytest.raises(ValueError, match="Table takes no mask"):
+        generate(table, tokens, 2, mask=mask)
+    tokens, mask = left_pad([[1, 2], [2, 1]], 0)                        # nothing is padded
+    assert generate(table, tokens, 2, mask=mask).shape == (2, 4)

@@ -142,6 +142,8 @@ def judge(instruction: Instruction, answer: str) -> dict[str, bool]:
 
 def dialogues(instructions: Sequence[Instruction]) -> tuple[Tensor, Tensor]:
     """Tokens (B, T), padded with <end>, and the mask (B, T): True on the answer's tokens and on the <end> that closes it."""
+    if not instructions:
+        raise ValueError("there is no instruction; give at least one")
     rows = [(prompt(i), encode(i.answer) + [NUMBER[END]]) for i in instructions]
     length = max(len(before) + len(answer) for before, answer in rows)
     ids = torch.full((len(rows), length), NUMBER[END])                  # (B, T)

@@ -94,7 +94,6 @@ def add_lora(
     if not name or "." in name or any(name in layer.A for layer in lora_layers(model).values()):
         raise ValueError(f"an adapter cannot be called {name!r}: a name is not empty, has no dot, and is not taken already; choose another")
     names = find_linears(model, targets)
-    unmerge(model)
     model.requires_grad_(False)
     for path in names:
         layer = model.get_submodule(path)
@@ -123,7 +122,10 @@ def use_lora(model: nn.Module, name: str | None) -> None:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """W ← W + (α/r)BA in each layer whose adapter is in use: from now on the adapter costs nothing, and does not learn."""
+    """W ← W + (α/r)BA in each layer whose adapter is in use: from now on the adapter costs nothing, and does not learn.
+
+    `unmerge` before saving the model: nothing in its state_dict says that W holds the adapter already.
+    """
     for layer in lora_layers(model).values():
         if layer.active is not None and layer.original is None:
             layer.original = layer.base.weight.detach().clone()
@@ -159,7 +161,10 @@ def load_lora(model: nn.Module, path: str | Path, name: str = "default") -> list
     if not layers or not isinstance(alpha, (int, float)) or set(matrices) != {f"{n}.{kind}" for n in layers for kind in "AB"}:
         raise ValueError(f"{path} is a checkpoint but holds no LoRA adapter; save_lora writes one")
     rank = len(matrices[f"{layers[0]}.A"])
-    for n in find_linears(model, layers):
+    missing = set(layers) - set(find_linears(model, ["*"]))
+    if missing:
+        raise ValueError(f"{path} was made for another model: this one has no linear layer {min(missing)!r}")
+    for n in layers:
         base = getattr(model.get_submodule(n), "base", model.get_submodule(n))
         here, there = [(rank, base.in_features), (base.out_features, rank)], [tuple(matrices[f"{n}.{kind}"].shape) for kind in "AB"]
         if here != there:

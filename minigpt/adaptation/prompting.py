@@ -118,7 +118,9 @@ class SoftPrompt(nn.Module):
     def new_cache(self) -> list[KVCache]:
         return self.model.new_cache()
 
-    def forward(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: list[KVCache] | None = None, mask: Tensor | None = None) -> Tensor:
         first = not cache or cache[0].length == 0                       # a cache that is not empty holds the prompt already
-        hidden = self.model.hidden(tokens, cache, self.embeddings if first else None)       # (B, P + T, C), or (B, T, C)
+        if mask is not None:                                            # (B, S) -> (B, P + S): the prompt is not padding
+            mask = torch.cat([mask.new_ones(len(mask), len(self.embeddings)), mask], dim=1)
+        hidden = self.model.hidden(tokens, cache, self.embeddings if first else None, mask)             # (B, P + T, C), or (B, T, C)
         return self.model.unembed(hidden[:, -tokens.size(1):])          # (B, T, V)

@@ -31,6 +31,8 @@ def dpo_loss(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor,
     label_smoothing ε: the labels are taken to be wrong with probability ε, and the best margin is log((1−ε)/ε) instead of ∞.
     kind "ipo": ( log-ratio margin − 1/(2β) )², which has a best margin even where all labels agree.
     """
+    if not beta > 0:
+        raise ValueError(f"β must be greater than 0, not {beta}: it is the price on leaving the reference")
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing is the share of wrong labels and lies in [0, 0.5), not {label_smoothing}")
     if kind == "ipo" and label_smoothing:

@@ -28,6 +28,8 @@ def list_answers(prompt: Tensor, vocab_size: int, max_length: int, stop_token: i
     if not (0 <= stop_token < vocab_size and max_length >= 1 and prompt.dim() == 1):
         raise ValueError(f"needs a prompt (P,), a length of at least 1 and a stop token among the {vocab_size} tokens, "
                          f"not {tuple(prompt.shape)}, {max_length} and {stop_token}")
+    if sum((vocab_size - 1) ** t for t in range(max_length)) > 2_000_000:
+        raise ValueError(f"{vocab_size} tokens and {max_length} places make more than 2,000,000 answers; take fewer, and sample the rest")
     growing, finished = torch.empty(1, 0, dtype=torch.long), []         # (n, t): answers that have not stopped
     for t in range(max_length):
         new = torch.arange(vocab_size).repeat(len(growing))[:, None]                    # (n·V, 1)
@@ -91,13 +93,15 @@ def answer_logprobs(model, tokens: Tensor, mask: Tensor, batch_size: int = 8192)
 
 
 def expectation(logprobs: Tensor, values: Tensor) -> Tensor:
-    """E_π[values] = Σ_y π(y)·values(y): (N,), (N,) -> scalar. An answer of probability 0 adds nothing."""
-    return (logprobs.exp() * values).where(logprobs > -torch.inf, torch.zeros_like(values)).sum()
+    """E_π[values] = Σ_y π(y)·values(y): (N,), (N,) -> scalar. An answer of probability 0 adds nothing, and nothing to the gradient."""
+    possible = logprobs > -torch.inf                                    # picked before they are multiplied: 0·∞ would be NaN,
+    return (logprobs[possible].exp() * values[possible]).sum()          # and in the gradient even where it is masked afterwards
 
 
 def kl_divergence(logprobs: Tensor, other: Tensor) -> Tensor:
     """KL(π‖q) in nats: (N,), (N,) -> scalar ≥ 0, infinite if π does what q never does."""
-    return expectation(logprobs, logprobs - other)
+    possible = logprobs > -torch.inf
+    return expectation(logprobs[possible], logprobs[possible] - other[possible])
 
 
 def optimal_policy(ref_logprobs: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:

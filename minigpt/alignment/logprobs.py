@@ -4,7 +4,7 @@
 
     with ρ = π_ref(y)/π(y) and y drawn from π:      k1 = −log ρ        k2 = ½ (log ρ)²        k3 = ρ − 1 − log ρ
 
-E[k1] = E[k3] = KL(π‖π_ref). k1 can be negative, k3 cannot (e^u ≥ 1 + u) and scatters less. k2 is biased, and small when the two
+E[k1] = E[k3] = KL(π‖π_ref). k1 can be negative, k3 cannot (e^u ≥ 1 + u) and scatters less. k2 is biased, but little when the two
 are close. As a *loss* they are something else again: the gradient of a sampled k1 is 0 on average, of k2 it is ∇KL(π‖π_ref), and
 of k3 it is ∇KL(π_ref‖π), the other way around (lesson 18).
 
@@ -41,5 +41,5 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """How undecided the policy is: mean of H(π(·|prefix)) in nats over the counted actions. (B, T or T − 1, V), (B, T) -> scalar."""
     logp = logits[:, :mask.size(1) - 1].log_softmax(-1)                 # (B, T − 1, V)
-    terms = torch.where(logp > -torch.inf, logp.exp() * logp, 0.0)      # 0 log 0 = 0
-    return masked_mean(-terms.sum(-1), mask[:, 1:])
+    finite = logp.masked_fill(logp == -torch.inf, 0.0)                  # 0 log 0 = 0, and its slope is not NaN
+    return masked_mean(-(logp.exp() * finite).sum(-1), mask[:, 1:])

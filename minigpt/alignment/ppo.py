@@ -65,6 +65,8 @@ def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Te
 class AdaptiveKL:
     """A β that steers KL to a target: up when there is too much of it, down when too little (Ziegler et al. 2019, §2.2).
 
+    The paper's step is K_β = 0.1 a batch; n_answers/horizon is its released code's, and does not depend on the batch size.
+
     >>> beta = AdaptiveKL(0.1, target=2.0, horizon=100)
     >>> round(beta.update(kl=9.0, n_answers=50), 6)         # far above the target counts as 0.2 above
     0.11
@@ -119,13 +121,19 @@ class PPO:
     seen: dict = field(default_factory=dict)
     queue: list = field(default_factory=list)
 
+    def __post_init__(self):
+        for name in ("n_prompts", "n_samples", "n_epochs", "n_minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
     @torch.no_grad()
     def collect(self, generator: torch.Generator) -> Minibatch:
         """New answers of the present policy, with their advantages."""
         done = self.task.attempt(self.model.policy, self.n_prompts, self.n_samples, generator)
         self.seen = watch(done)
-        beta = self.task.beta if self.adaptive is None else self.adaptive.update(self.seen["kl"], len(done.tokens))
-        self.seen["beta"] = beta
+        self.seen["beta"] = beta = self.task.beta if self.adaptive is None else self.adaptive.beta
+        if self.adaptive is not None:                                   # what these answers cost decides the price of the next ones
+            self.adaptive.update(self.seen["kl"], len(done.tokens))
         rewards = token_rewards(done.scores, done.logprobs, done.ref_logprobs, done.actions, beta)
         values = self.model.value(done.tokens[:, :-1])                  # (B, T − 1)
         advantages, returns = gae(rewards, values, done.actions, self.gamma, self.lam)

@@ -46,9 +46,10 @@ def rollout(
     policy: nn.Module, prompts: Tensor | Sequence[Sequence[int]], max_new_tokens: int, stop_token: int,
     temperature: float = 1.0, generator: torch.Generator | None = None,
 ) -> Rollout:
-    """One sampled answer to each prompt, (B, P) or a list of B lists of any lengths, of at most `max_new_tokens` tokens.
+    """One sampled answer to each prompt, (B, P) or a list of B lists, of at most `max_new_tokens` tokens.
 
-    ValueError if a prompt with its answer does not fit the policy's context.
+    The lists may differ in length if the policy takes a `mask`, as GPT does. ValueError if it takes none, or if a prompt with its answer
+    does not fit the policy's context.
     """
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths, default=0)

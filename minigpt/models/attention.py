@@ -110,6 +110,8 @@ class MultiHeadAttention(nn.Module):
         self, d_model: int, n_heads: int, bias: bool = True, d_head: int | None = None, qk_norm: bool = False, scale: float | None = None,
     ):
         super().__init__()
+        if n_heads < 1:
+            raise ValueError(f"attention needs at least 1 head, not {n_heads}")
         if d_head is None and d_model % n_heads:
             raise ValueError(f"d_model {d_model} does not divide into {n_heads} heads; try d_model {(d_model // n_heads + 1) * n_heads}")
         width = d_model if d_head is None else n_heads * d_head

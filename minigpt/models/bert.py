@@ -7,9 +7,9 @@
 
 Source: course C and D, "BERT"; Devlin et al. 2019, §3; GELU, Hendrycks and Gimpel 2016, in its exact form x·Φ(x).
 ALBERT (Lan et al. 2020, §3.1) is BERT with two options: `d_embedding` factorises the V × C embedding into V × E and E × C,
-and `share_layers` runs one layer's weights n_layers times.
+and `share_layers` runs one layer's weights n_layers times. Its third change, sentence-order prediction in the place of NSP, is not here.
 Deviations: no dropout (see gpt.py); initial weights are normal, where Google's code cuts the normal off at two standard deviations.
-Not here: masking and sentence pairs (text/corruption.py), the loss (training/losses.py), published weights (pretrained.py).
+Not here: masking and sentence pairs (text/corruption.py), the loss (training/losses.py), published weights.
 
 Shapes: B batch, T time, C = d_model, E = d_embedding, V vocabulary.
 """

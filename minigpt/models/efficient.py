@@ -63,23 +63,23 @@ def compressed_attention(q: Tensor, k: Tensor, v: Tensor, fused: bool = True) ->
     return attend(q, k, v, compressed_mask(q.size(2)).to(q.device), fused=fused)
 
 
-def shared_attention(q: Tensor, v: Tensor, mask: Tensor | None = None, fused: bool = True) -> Tensor:
+def shared_attention(q: Tensor, v: Tensor, fused: bool = True) -> Tensor:
     """Full causal attention with queries as keys, k = q/‖q‖: (B, H, T, D) twice -> (B, H, T, D). What LSH attention approximates.
 
-    A query is always most like itself, so looking at itself is forbidden unless there is no other (Reformer, §2). `mask`
-    narrows what may be looked at besides. Scores are ‖q‖ cos θ: lengths are already divided out once, so there is no 1/√D.
+    A query is always most like itself, so looking at itself is forbidden unless there is no other (Reformer, §2).
+    Scores are ‖q‖ cos θ: lengths are already divided out once, so there is no 1/√D.
     """
     T = q.size(2)
     others = causal_mask(T).to(q.device).tril(-1)                       # (T, T) the strict past
-    others = others if mask is None else others & mask
     alone = torch.eye(T, dtype=torch.bool, device=q.device) & ~others.any(-1, keepdim=True)
     return attend(q, F.normalize(q, dim=-1), v, others | alone, scale=1.0, fused=fused)
 
 
 def random_rotations(n_rounds: int, width: int, n_buckets: int, generator: torch.Generator | None = None) -> Tensor:
     """(R, D, n_buckets/2) normal numbers: n_buckets/2 random directions a round. ValueError if n_buckets is odd."""
-    if n_buckets % 2 or n_buckets < 2:
-        raise ValueError(f"buckets come in pairs, a direction and its opposite; n_buckets {n_buckets} must be even, say {n_buckets // 2 * 2 + 2}")
+    if n_buckets % 2 or n_buckets < 2 or n_rounds < 1:
+        raise ValueError("buckets come in pairs, a direction and its opposite, and hash in rounds: n_buckets must be 2, 4, 6, …, "
+                         f"and n_rounds 1 or more, not {n_buckets} and {n_rounds}")
     return torch.randn(n_rounds, width, n_buckets // 2, generator=generator)
 
 
@@ -133,8 +133,9 @@ def lsh_attention(q: Tensor, v: Tensor, buckets: Tensor, chunk: int) -> Tensor:
         times += meet                                                   # N of the docstring
         here[:, :, r] = meet[:, :, r]
     here &= asked <= asking                                             # the past
+    alone = max(ALONE, torch.finfo(q.dtype).min / 2)                    # −1e5 is more than float16 holds
     scores = chunks(q) @ with_previous(chunks(F.normalize(q, dim=-1))).mT - times.clamp(min=1).to(q.dtype).log()
-    scores = scores.masked_fill(~here, float("-inf")).masked_fill(asking == asked, ALONE)           # (B, H, R, N, m, 2m)
+    scores = scores.masked_fill(~here, float("-inf")).masked_fill(asking == asked, alone)           # (B, H, R, N, m, 2m)
     z = scores.logsumexp(-1, keepdim=True)                              # (B, H, R, N, m, 1)
     y = (scores - z).exp() @ with_previous(chunks(v))                   # (B, H, R, N, m, D)
     y = y.flatten(3, 4).gather(3, rank[..., None].expand(-1, -1, -1, -1, v.size(-1)))               # (B, H, R, T, D) in reading order
@@ -289,6 +290,8 @@ def long_gpt(
     """
     if len(layers) != config.n_layers or set(layers) - set("FLMH"):
         raise ValueError(f"layers is one letter of F, L, M, H for each of {config.n_layers} layers, not {layers!r}")
+    if block < 1:
+        raise ValueError(f"a block holds at least 1 token, not {block}")
     model = GPT(config)
     common = {"bias": config.bias, "qk_norm": config.qk_norm}
     for letter, gpt_block in zip(layers, model.blocks):
@@ -297,7 +300,7 @@ def long_gpt(
         elif letter == "M":
             gpt_block.attention = CompressedAttention(config.d_model, config.n_heads, **common)
         elif letter == "H":
-            chunk = math.ceil(2 * config.context_length / n_buckets)
+            chunk = math.ceil(2 * config.context_length / max(1, n_buckets))        # random_rotations refuses bad numbers
             gpt_block.attention = LSHAttention(config.d_model, config.n_heads, n_buckets, n_rounds, chunk, generator=generator, **common)
     model.initialise(generator)
     if reversible:
@@ -314,8 +317,12 @@ def score_entries(layers: str, n: int, block: int = 256) -> int:
     return sum({"F": n, "L": min(block, n), "M": math.ceil(n / STRIDE)}[letter] * n for letter in layers)
 
 
-def saved_bytes(function) -> int:
-    """Bytes that autograd keeps, between forward and backward, for what `function()` computes. A tensor kept twice counts once."""
+def saved_bytes(function, parameters=()) -> int:
+    """Bytes that autograd keeps, between forward and backward, for what `function()` computes. A tensor kept twice counts once.
+
+    `parameters` are not counted, nor are views of them: a model has them anyway.
+    """
+    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -325,4 +332,4 @@ def saved_bytes(function) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         result = function()
     del result
-    return sum(x.untyped_storage().nbytes() for x in kept.values())
+    return sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in weights)

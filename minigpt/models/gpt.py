@@ -4,9 +4,9 @@
 
 Source: course A and D, "GPT"; Radford et al. 2018 (GPT-1), eq. 2; Radford et al. 2019 (GPT-2): norms moved in front
 of each sub-layer, one more at the end, residual projections initialised smaller by 1/√(2·n_layers).
-The default configuration is GPT-2's form. Four options carry what changed since (lesson 23): rotary positions,
-RMS norm, ReLU², normalised queries and keys; `post_norm` carries GPT-1's.
-Deviation: no dropout. At the size of this course a model sees fresh or few data and underfits; regularising it would only blur numbers.
+The default configuration is GPT-2's form. Four options carry what changed since: rotary positions, RMS norm, ReLU², normalised
+queries and keys; `post_norm` carries GPT-1's.
+Deviations: all embeddings are drawn with 0.02, where GPT-2's released code takes 0.01 for positions; and no dropout. At the size of this course a model sees fresh or few data and underfits; regularising it would only blur numbers.
 
 Shapes: B batch, T time, C = d_model, V vocabulary.
 """
@@ -39,21 +39,26 @@ class GPTConfig:
     post_norm: bool = False
 
     def __post_init__(self):
-        for name in ("vocab_size", "context_length", "n_layers", "n_heads", "d_model"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
+        for name in ("vocab_size", "context_length", "n_layers", "n_heads", "d_model", "d_ff"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1 or name == "d_ff" and value is None):
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         for name, allowed in (("positions", ("learned", "rotary", "none")), ("norm", ("layer", "rms")), ("activation", ("gelu", "relu2"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
 
     @classmethod
     def gpt1(cls) -> "GPTConfig":
+        """GPT-1 as released: 117M (Radford et al. 2018, §4.1)."""
         return cls(40_478, 512, n_layers=12, n_heads=12, d_model=768, post_norm=True)
 
     @classmethod
     def gpt2(cls, size: str = "small") -> "GPTConfig":
         """GPT-2 as released: small (124M), medium, large or xl (1.5B). The paper counts 117M for small; the weights hold 124M."""
-        layers, heads, width = {"small": (12, 12, 768), "medium": (24, 16, 1024), "large": (36, 20, 1280), "xl": (48, 25, 1600)}[size]
+        sizes = {"small": (12, 12, 768), "medium": (24, 16, 1024), "large": (36, 20, 1280), "xl": (48, 25, 1600)}
+        if size not in sizes:
+            raise ValueError(f"GPT-2 comes as {', '.join(sizes)}, not {size!r}")
+        layers, heads, width = sizes[size]
         return cls(50_257, 1024, n_layers=layers, n_heads=heads, d_model=width)
 
     @classmethod
@@ -158,8 +163,9 @@ class GPT(nn.Module):
             raise ValueError(f"{end} tokens do not fit the context of {self.config.context_length}; shorten the input")
         where = slice(start, end)                                       # each token's position
         if mask is not None:
-            if mask.shape != (x.size(0), end):
-                raise ValueError(f"a mask for {x.size(0)} rows and {end} positions so far has that shape, not {tuple(mask.shape)}")
+            if mask.dtype != torch.bool or mask.shape != (x.size(0), end):
+                raise ValueError(f"a mask for {x.size(0)} rows and {end} positions so far is bool and has that shape, "
+                                 f"not {mask.dtype} and {tuple(mask.shape)}")
             where = (mask.cumsum(1) - 1).clamp(min=0)[:, start:]        # (B, T)
             mask = mask[:, None, None]                                  # (B, S) -> (B, 1, 1, S): for every head and query
         if self.config.positions == "learned":

@@ -11,7 +11,8 @@ Source: course C, "PixelRNN and PixelCNN"; van den Oord, Kalchbrenner and Kavukc
 blocks), §3.4 (masks A and B), §3.5 (PixelCNN).
 Deviations: one channel of K levels instead of three of 256, so no order among colours; a learned vector for each place in
 PixelCNN, as GPT has one for each position (small digits sit in the middle, and a convolution alone would have to find out where it is);
-one layer of PixelRNN, so without residual connections. PixelCNN keeps the paper's blind spot: it misses pixels far to the
+one layer of PixelRNN, so without residual connections, with no convolution in front of it (a shift by one takes mask A's place), and
+with one layer that reads three states where theirs adds two maps. PixelCNN keeps the paper's blind spot: it misses pixels far to the
 right in the rows above. PixelRNN misses none. Not here: row LSTM, multi-scale, and the gates and two stacks that cured the
 blind spot (van den Oord et al. 2016b).
 

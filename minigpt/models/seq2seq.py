@@ -8,8 +8,9 @@
 Without attention cₜ = [→h_S ; ←h₁] for every t: whatever the sentence said must pass through this one vector.
 
 Source: course C, "Attention in RNNs"; Bahdanau et al. 2015, §3 and eq. 4–6; without attention Cho et al. 2014, §2.2.
-Deviations: LSTMs for their gated units, one tanh layer for their maxout, and the decoder starts from both ends of the
-encoder, s₀ = tanh(W[→h_S ; ←h₁]), where they take ←h₁ (so that with and without attention differ in cₜ alone).
+Deviations: LSTMs for their gated units; one tanh layer for their maxout, which reads sₜ and cₜ where theirs reads sₜ₋₁, yₜ₋₁ and cₜ
+(§A.2.2); and the decoder starts from both ends of the encoder, s₀ = tanh(W[→h_S ; ←h₁]), where they take ←h₁ (so that with and
+without attention differ in cₜ alone).
 Not here: several layers, dropout.
 
 Shapes: B batch, S source words, T target words, E embedding, H hidden units, V target vocabulary.
@@ -80,7 +81,7 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source: Tensor, lengths: Tensor) -> DecoderState:
         """Reads source (B, S), of which the first `lengths` (B,) of each row count. ValueError if a length does not fit."""
-        if lengths.shape != source.shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > source.size(1):
+        if lengths.shape != source.shape[:1] or not ((lengths >= 1) & (lengths <= source.size(1))).all() or not len(source):
             raise ValueError(f"lengths must be {source.size(0)} numbers from 1 to {source.size(1)}, the width of the batch, "
                              f"not {lengths.tolist()}")
         mask = torch.arange(source.size(1), device=source.device) < lengths[:, None]            # (B, S)
@@ -97,6 +98,8 @@ class Seq2Seq(nn.Module):
 
         All T at once when the translation is known (teacher forcing), one at a time while it is being written: the same numbers.
         """
+        if target.size(1) == 0:
+            raise ValueError("decoding starts from at least one target word, the start symbol")
         y = self.target_embedding(target)                                                       # (B, T, E)
         W_y, W_c = self.decoder.W.split([y.size(-1), state.summary.size(-1)], dim=1)            # (4H, E), (4H, 2H)
         states, contexts, weights = [], [], []

@@ -197,9 +197,9 @@ class T5(nn.Module):
     def encode(self, source: Tensor, source_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, S) -> the memory (B, S, C) and its mask (B, S). ValueError if a row has nothing to read."""
         mask = torch.ones_like(source, dtype=torch.bool) if source_mask is None else source_mask
-        if mask.shape != source.shape or not mask.any(dim=1).all():
-            raise ValueError(f"source_mask {tuple(mask.shape)} must have the source's shape {tuple(source.shape)} "
-                             "and be True somewhere in each row")
+        if mask.dtype != torch.bool or mask.shape != source.shape or not mask.any(dim=1).all():
+            raise ValueError(f"source_mask must be bool, of the source's shape {tuple(source.shape)} and True somewhere in each row; "
+                             f"it is {mask.dtype} {tuple(mask.shape)}")
         x = self.token_embedding(source)                                # (B, S, C)
         bias = self.encoder.bias(source.size(1), source.size(1))        # (1, H, S, S)
         for block in self.encoder.blocks:

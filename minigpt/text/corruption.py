@@ -6,8 +6,9 @@ T5     drop whole spans:       Thank you <X> me to your party <Y> week . </s>   
 
 Source: Devlin et al. 2019, §3.1 and appendices A.1, A.2; course C and D, "BERT". One mask a visit and not one for all visits
 is RoBERTa's "dynamic masking" (Liu et al. 2019, §4.1). Some notes say "at least 15 %" of the tokens; it is 15 %.
-Deviations: a random token is an ordinary one, where Google's code may draw [SEP] too; and a stretch is taken whole up to
-context_length, where Google's code shortens one pair in ten on purpose.
+Deviations: a random token is an ordinary one, where Google's code may draw [SEP] too; a stretch is taken whole up to context_length,
+where Google's code shortens one pair in ten on purpose; what is too long loses S₁'s beginning and S₂'s end, there front or back at
+random; and a random S₂ begins behind a cut, there anywhere.
 T5: Raffel et al. 2020, fig. 2 and §3.3.4; how spans are drawn, its code's `random_spans_noise_mask`: kept and dropped runs in turn,
 15 % dropped in spans of 3 on average. Each span leaves a sentinel of its own behind, and the target says what was there.
 The closing sentinel <Z> is the figure's. The released code writes a sentinel for each run that is *kept*; as its noise always
@@ -33,8 +34,8 @@ def mask_tokens(
     The tokens themselves are not changed, and each call draws afresh from `generator`.
 
     `special` are ids never chosen and never drawn ([CLS], [SEP], [PAD], …; [MASK] is one of them, named or not).
-    `variant`: "exact" chooses round(rate·n), at least 1, of a row's n ordinary tokens, as Google's code does;
-    "bernoulli" lets each token decide for itself, so the count is binomial, and may be 0.
+    `variant`: "exact" chooses round(rate·n), at least 1, of a row's n ordinary tokens (Google's code takes the share of all tokens,
+    [CLS] and [SEP] counted, and no more than 20); "bernoulli" lets each token decide for itself, so the count is binomial, and may be 0.
     `shares` is how the chosen ones divide into masked, random and kept.
     """
     if not 0 < rate <= 1:
@@ -96,6 +97,8 @@ def sentence_pairs(
     if len(documents) < 2 or any(len(document) < 2 for document in documents):
         shortest = min((len(document) for document in documents), default=0)
         raise ValueError(f"pairs need at least 2 documents of at least 2 sentences; got {len(documents)}, the shortest with {shortest}")
+    if n < 1 or any(not sentence for document in documents for sentence in document):
+        raise ValueError(f"pairs need sentences of at least one token, and a number of them from 1 on, not {n}")
     if context_length < 5:
         raise ValueError(f"[CLS] S₁ [SEP] S₂ [SEP] takes 5 tokens at least, and context_length is {context_length}")
     rows, first_lengths, labels = [], [], []

@@ -90,6 +90,8 @@ class Grammar:
         """ValueError if the grammar could be ambiguous, recurses, uses a slot before it is bound, or names what is not there."""
         self.pools = {name: _pool(name, values) for name, values in (pools or {}).items()}
         self.rules, self._reached, self._words = {}, set(), set()
+        if not rules:
+            raise ValueError("a grammar needs at least one rule; the first is where a text starts")
         for name, alternatives in rules.items():
             self._add(name, [alternatives] if isinstance(alternatives, str) else alternatives)
         self._start = Part("rule", "", next(iter(rules)))

@@ -380,7 +380,9 @@ def vocabulary(sentences: list[list[str]]) -> dict[str, int]:
 
 
 def encode(sentences: list[list[str]], vocabulary: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Ids (B, T), filled up with <pad>, and lengths (B,). ValueError for a word that the vocabulary lacks."""
+    """Ids (B, T), filled up with <pad>, and lengths (B,). ValueError for a word that the vocabulary lacks, or if nothing came."""
+    if not sentences:
+        raise ValueError("there is no sentence to encode; give at least one")
     for sentence in sentences:
         if unknown := [word for word in sentence if word not in vocabulary]:
             raise ValueError(f"{unknown[0]!r} is not in the vocabulary of {len(vocabulary)} words; build it from all sentences")

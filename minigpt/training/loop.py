@@ -111,13 +111,14 @@ def train(
         losses.clear()
         rows.append(new)
         if folder is not None:
-            if "val_loss" in new and new["val_loss"] <= min(r["val_loss"] for r in rows):
+            if "val_loss" in new and new["val_loss"] <= min((r["val_loss"] for r in rows if not math.isnan(r["val_loss"])), default=math.nan):
                 save_checkpoint(Path(folder) / "best.pt", {"model": model.state_dict(), "step": step})
             write_metrics(folder, rows)
             save()
         return new
 
     model.train()
+    model.zero_grad()                                                   # whatever was measured before is not part of the first step
     bar = tqdm(total=config.max_steps, initial=step, disable=None if progress else True, leave=False, unit="step")
     try:
         with ctrl_c() as pressed:
@@ -125,6 +126,8 @@ def train(
                 yield row()
             while step < config.max_steps:
                 value = loss(model, next_batch(generator))
+                if not value.requires_grad:
+                    raise ValueError("the loss depends on nothing that can be trained; is the model frozen, or its adapter merged?")
                 value.backward()
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
                 if not (math.isfinite(value.item()) and math.isfinite(norm.item())):
@@ -134,7 +137,7 @@ def train(
                     for group, lr in zip(optimizer.param_groups, peak):
                         group["lr"] = lr * schedule(step, config)
                     optimizer.step()
-                    optimizer.zero_grad()
+                model.zero_grad()                                       # all of it: what no optimizer owns would pile up in the norm
                 step += 1
                 losses.append(value.item())
                 bar.update()
@@ -206,6 +209,8 @@ def held_out_loss(model: nn.Module, tokens: Tensor, max_windows: int | None = No
     length = min(model.context_length, len(tokens) - 1)
     if length < 1:
         raise ValueError(f"the text has {len(tokens)} tokens; at least 2 are needed to predict one from another")
+    if max_windows is not None and max_windows < 1:
+        raise ValueError(f"max_windows must be at least 1, not {max_windows}")
     windows = tokens.unfold(0, length + 1, length)                      # (N − 1)//length windows; each target appears once
     if max_windows is not None and max_windows < len(windows):
         windows = windows[torch.linspace(0, len(windows) - 1, max_windows).long()]

@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
 
 def adamw(named_parameters, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
     """AdamW that shrinks matrices only: a bias or a gain pulled to 0 would lose its meaning, not its excess."""
-    parameters = [p for _, p in named_parameters if p.requires_grad]
+    parameters = [p for _, p in named_parameters]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -64,16 +64,19 @@ def adamw(named_parameters, learning_rate: float, weight_decay: float, betas: tu
 
 
 def build_optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """"adamw": one optimizer for everything. "muon": Muon on the matrices inside the blocks, AdamW on the rest.
+    """"adamw": one optimizer for everything. "muon": Muon on the matrices inside the blocks, AdamW on the rest, if there is a rest.
 
     Muon's steps have unit singular values whatever the gradient's size, so its learning rate means "relative change a
-    step" and is 10 times AdamW's here.
+    step" and is 10 times AdamW's here. Its matrices are not shrunk: `weight_decay` is AdamW's. What is frozen goes to neither.
     """
-    named = list(model.named_parameters())
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("no parameter of the model requires a gradient, so there is nothing to train; is it frozen, or an adapter merged?")
     if name == "adamw":
         return [adamw(named, learning_rate, weight_decay)]
     if name != "muon":
         raise ValueError(f"optimizer is adamw or muon, not {name!r}")
     hidden = {n for n, p in named if p.dim() == 2 and "embedding" not in n}
     rest = [(n, p) for n, p in named if n not in hidden]
-    return [adamw(rest, learning_rate, weight_decay), Muon([p for n, p in named if n in hidden], lr=10 * learning_rate)]
+    optimizers = [adamw(rest, learning_rate, weight_decay)] if rest else []
+    return optimizers + ([Muon([p for n, p in named if n in hidden], lr=10 * learning_rate)] if hidden else [])

@@ -198,6 +198,9 @@ def test_what_is_refused_and_how(tmp_path):
     wide = make(d_model=9)
     refused(lambda: load_lora(wide, tmp_path / "a.pt"), "another model", "(2, 6)", "(2, 9)")
     assert not lora_layers(wide)
+    inside = nn.ModuleDict({"gpt": make()})                             # its layers end alike, and are others
+    refused(lambda: load_lora(inside, tmp_path / "a.pt"), "another model", "'blocks.0.attention.query'")
+    assert not lora_layers(inside)
     refused(lambda: load_lora(nn.Sequential(nn.Linear(6, 6)), tmp_path / "a.pt"), "blocks.0.attention.query")
     save_checkpoint(tmp_path / "model.pt", {"model": make().state_dict()})
     refused(lambda: load_lora(make(), tmp_path / "model.pt"), "no LoRA adapter")

@@ -162,6 +162,13 @@ def test_a_share_of_wrong_labels_that_is_none_is_refused(epsilon):
         dpo_loss(*four(), 1.0, epsilon)
 
 
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])
+def test_a_price_that_is_none_is_refused(beta):
+    for kind in ("dpo", "ipo"):
+        with pytest.raises(ValueError, match="β must be greater than 0"):
+            dpo_loss(*four(), beta, kind=kind)
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="hinge"):
         dpo_loss(*four(), 1.0, kind="hinge")

@@ -42,6 +42,11 @@ def test_trees_that_cannot_be_listed_are_refused(prompt, vocab_size, longest, st
         list_answers(torch.tensor(prompt), vocab_size, longest, stop)
 
 
+def test_a_tree_too_large_to_list_is_refused_before_the_memory_is_taken():
+    with pytest.raises(ValueError, match="more than 2,000,000 answers"):
+        list_answers(torch.tensor([0]), 50, 6)
+
+
 # ---- tables ----
 
 def test_a_table_has_one_row_for_every_prefix():
@@ -145,6 +150,20 @@ def test_what_is_never_said_adds_nothing_and_what_the_other_never_says_is_infini
     assert expectation(p, torch.tensor([4.0, 8.0, torch.inf], dtype=F64)).item() == pytest.approx(7)
     assert kl_divergence(p, q) == torch.inf
     assert kl_divergence(p, torch.tensor([0.5, 0.5, 0.0], dtype=F64).log()).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+
+
+def test_what_is_never_said_adds_nothing_to_the_gradient_either():
+    """Three logits, the third −∞: the slopes of E[R] and of KL are those of the two answers that are left."""
+    def measured(logits, function):
+        return torch.stack([(function(logits + h) - function(logits - h)) / 2e-6 for h in torch.eye(2, dtype=F64) * 1e-6])
+
+    two, rewards = torch.tensor([0.3, -0.4], dtype=F64), torch.tensor([4.0, -8.0, torch.inf], dtype=F64)
+    q = torch.tensor([0.5, 0.2, 0.3], dtype=F64).log()
+    for function in (lambda logits: expectation(logits.log_softmax(0), rewards[:len(logits)]),
+                     lambda logits: kl_divergence(logits.log_softmax(0), q[:len(logits)])):
+        three = torch.tensor([0.3, -0.4, -torch.inf], dtype=F64, requires_grad=True)
+        (slope,) = torch.autograd.grad(function(three), three)
+        torch.testing.assert_close(slope, torch.cat([measured(two, function), torch.zeros(1, dtype=F64)]), atol=1e-8, rtol=0)
 
 
 # ---- 7: the best policy ----

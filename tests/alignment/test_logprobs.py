@@ -138,6 +138,11 @@ def test_entropy_is_a_loop_over_the_answers_own_tokens():
         z = sum(math.exp(x) for x in logits[b, t].tolist())
         H.append(-sum(math.exp(x) / z * (x - math.log(z)) for x in logits[b, t].tolist()))
     assert entropy(logits, mask).item() == pytest.approx(sum(H) / 3, abs=1e-13)
+    cut = logits.clone().index_fill(-1, torch.tensor([2]), -torch.inf).requires_grad_()             # one token is impossible
+    (slope,) = torch.autograd.grad(entropy(cut, mask), cut)
+    (wanted,) = torch.autograd.grad(entropy(cut[..., :2], mask), cut)
+    torch.testing.assert_close(slope, wanted, atol=1e-13, rtol=0)
+    assert slope[..., :2].abs().max() > 0.01
     assert entropy(logits[:, :-1], mask).item() == pytest.approx(sum(H) / 3, abs=1e-13)
     over_padding = torch.distributions.Categorical(logits=logits).entropy().mean().item()
     assert abs(over_padding - sum(H) / 3) > 0.01

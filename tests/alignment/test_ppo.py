@@ -385,8 +385,20 @@ def test_more_padding_changes_neither_loss_nor_gradient(world):
 def test_the_price_is_steered_by_what_was_measured(world):
     job = ppo(world, n_prompts=8, adaptive=AdaptiveKL(0.7, target=1e-6, horizon=64))
     full = job.collect(torch.Generator().manual_seed(7))
-    assert job.seen["kl"] > 1e-5 and job.seen["beta"] == job.adaptive.beta == pytest.approx(0.7 * (1 + 0.2 * 32 / 64))
+    paid = token_rewards(full.done.scores, full.done.logprobs, full.done.ref_logprobs, full.done.actions, 0.7)
+    advantages, _ = gae(paid, full.values, full.done.actions)
+    torch.testing.assert_close(full.advantages, whiten(advantages, full.done.actions))
+    assert job.seen["kl"] > 1e-5 and job.seen["beta"] == 0.7            # these answers are paid for at the price they were given under,
+    assert job.adaptive.beta == pytest.approx(0.7 * (1 + 0.2 * 32 / 64))        # and what they cost sets the next one's
     assert job.seen["kl"] == pytest.approx((full.done.logprobs - full.done.ref_logprobs).sum(1).mean().item())
+    job.collect(torch.Generator().manual_seed(8))
+    assert job.seen["beta"] == pytest.approx(0.77)
+
+
+@pytest.mark.parametrize("name", ["n_prompts", "n_samples", "n_epochs", "n_minibatches"])
+def test_numbers_of_nothing_are_refused(world, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        ppo(world, **{name: 0})
 
 
 @pytest.mark.parametrize("whitened, gap", [(False, 1e-3), (True, 5e-3)])

@@ -264,3 +264,8 @@ def test_the_default_scale_of_a_layer_is_that_of_a_head_not_of_the_model():
     q, k, v = (f(x).view(B, 5, H, 4).permute(0, 2, 1, 3) for f in (layer.query, layer.key, layer.value))
     expected = F.softmax(torch.einsum("bhtd,bhsd->bhts", q, k) / 2, -1) @ v         # √4
     torch.testing.assert_close(layer(x), layer.out(expected.permute(0, 2, 1, 3).reshape(B, 5, 12)), atol=1e-12, rtol=0)
+
+
+def test_no_head_is_refused():
+    with pytest.raises(ValueError, match="at least 1 head"):
+        MultiHeadAttention(8, 0)

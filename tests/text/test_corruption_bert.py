@@ -222,3 +222,9 @@ def test_too_few_documents_say_why(documents, message):
 def test_too_short_a_context_says_why():
     with pytest.raises(ValueError, match="context_length is 4"):
         pairs(3, context_length=4)
+
+
+@pytest.mark.parametrize("n, documents", [(0, DOCUMENTS), (3, [[[1], []], [[2], [3]]])])
+def test_no_pair_and_no_word_say_why(n, documents):
+    with pytest.raises(ValueError, match="at least one token"):
+        pairs(n, documents=documents)

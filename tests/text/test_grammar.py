@@ -243,3 +243,8 @@ def test_tokens_are_the_text(text):
 def test_values_that_come_twice_are_refused():
     with pytest.raises(ValueError, match="'Ann' comes twice"):
         alike("Ann Tom Ann")
+
+
+def test_a_grammar_without_rules_is_refused():
+    with pytest.raises(ValueError, match="at least one rule"):
+        Grammar({})

@@ -377,3 +377,8 @@ def test_words_become_padded_ids_and_come_back():
     assert decode([START, 6, 4, END, 7, PAD], ids) == ["la", "gata"]
     with pytest.raises(ValueError, match="'perro' is not in the vocabulary of 8 words"):
         encode([["el", "perro"]], ids)
+
+
+def test_no_sentence_cannot_be_encoded():
+    with pytest.raises(ValueError, match="at least one"):
+        encode([], {"<pad>": 0})

@@ -196,3 +196,45 @@ def test_held_out_loss_judges_each_token_once():
 def test_bad_settings_say_why(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainingConfig(**wrong)
+
+
+def test_what_was_measured_before_is_no_part_of_the_first_step():
+    moved = []
+    for stray in (False, True):
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(model.weight, 5.0)
+        if stray:
+            (-100 * model.weight.sum()).backward()
+        config = TrainingConfig(max_steps=1, warmup_steps=1, evaluate_every=1, gradient_clip=1e9)
+        list(train(model, lambda generator: None, lambda m, _: m.weight.sum(), config, progress=False,
+                   optimizers=[torch.optim.SGD(model.parameters(), lr=0.5)]))
+        moved.append(model.weight.item())
+    assert moved == [4.5, 4.5]
+
+
+def test_a_gradient_that_no_optimizer_takes_does_not_pile_up_in_the_norm():
+    """L = θ + 10 φ, φ not trained: the norm is √101 at every step, so each of θ's steps is clipped to 1/√101."""
+    model = nn.Linear(1, 1)
+    nn.init.zeros_(model.weight)
+    config = TrainingConfig(max_steps=3, warmup_steps=1, evaluate_every=1, gradient_clip=1.0)
+    rows = list(train(model, lambda generator: None, lambda m, _: m.weight.sum() + 10 * m.bias.sum(), config, lambda m: {"w": m.weight.item()},
+                      progress=False, optimizers=[torch.optim.SGD([model.weight], lr=1.0)]))
+    assert [a["w"] - b["w"] for a, b in zip(rows, rows[1:])] == pytest.approx([101**-0.5, 101**-0.5, 101**-0.5 * 2 / 3], rel=1e-3)
+
+
+def test_a_loss_that_depends_on_nothing_trained_is_refused():
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="depends on nothing"):
+        list(train(model, lambda generator: None, lambda m, _: torch.zeros(()), TrainingConfig(max_steps=1), progress=False))
+
+
+def test_the_best_weights_are_kept_even_if_the_first_measurement_was_none(tmp_path):
+    model, measured = nn.Linear(1, 1), iter([float("nan"), 3.0, 1.0, float("nan"), 2.0])
+    config = TrainingConfig(max_steps=4, evaluate_every=1)
+    list(train(model, lambda generator: None, lambda m, _: m.weight.sum(), config, lambda m: {"val_loss": next(measured)}, tmp_path, progress=False))
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 2
+
+
+def test_no_window_is_no_measurement():
+    with pytest.raises(ValueError, match="max_windows"):
+        held_out_loss(small_gpt(), TEXT, max_windows=0)

@@ -72,3 +72,17 @@ def test_every_parameter_has_one_optimizer_and_muon_gets_the_hidden_matrices():
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match="adamw or muon"):
         build_optimizers(nn.Linear(2, 2), "sgd", 1e-3, 0)
+
+
+def test_nothing_left_for_one_of_the_two_and_nothing_left_at_all():
+    lone = nn.Linear(3, 2, bias=False)
+    (muon,) = build_optimizers(lone, "muon", 1e-3, 0.1)
+    assert isinstance(muon, Muon) and muon.param_groups[0]["params"][0] is lone.weight
+    both = nn.Linear(3, 2)
+    both.weight.requires_grad_(False)
+    (rest,) = build_optimizers(both, "muon", 1e-3, 0.1)
+    assert isinstance(rest, torch.optim.AdamW) and [p for g in rest.param_groups for p in g["params"]] == [both.bias]
+    both.bias.requires_grad_(False)
+    for name in ("adamw", "muon"):
+        with pytest.raises(ValueError, match="nothing to train"):
+            build_optimizers(both, name, 1e-3, 0.1)
