@@ -1,4 +1,4 @@
-"""Instructions: every fact the almanac writes is looked up by another route, the loss is added up by loops, the judge is shown known cases."""
+"""Instructions: every fact of the almanac looked up by another route, the loss added up by loops, the judge shown known cases."""
 import math
 import re
 from collections import Counter
@@ -8,7 +8,8 @@ import torch
 
 from minigpt.adaptation import instruction as world
 from minigpt.adaptation.instruction import (
-    ALMANAC, DIGITS, END, KINDS, NAMES, NUMBER, NUMBERS, THINGS, VOCABULARY, Instruction, answers, decode, dialogues, encode, is_held_out, judge, sample, sft_loss,
+    ALMANAC, DIGITS, END, KINDS, NAMES, NUMBER, NUMBERS, THINGS, VOCABULARY, Instruction, answers, decode, dialogues, encode, is_held_out,
+    judge, sample, sft_loss,
 )
 from minigpt.models.gpt import GPT, GPTConfig
 
@@ -29,8 +30,10 @@ def known(content: str, request: str) -> bool:
 
 
 def test_numbers_and_facts():
-    assert all(NUMBERS.index(DIGITS[b][a]) == NUMBERS.index(a) + NUMBERS.index(b) for a in NUMBERS[:7] for b in NUMBERS[:7]) and len(DIGITS) == 7
-    assert len({(its["colour"], its["place"]) for its in THINGS.values()}) == len(NAMES) == 16 and set(Counter(its["colour"] for its in THINGS.values())) == set(world.COLOURS)
+    assert len(DIGITS) == 7
+    assert all(NUMBERS.index(DIGITS[b][a]) == NUMBERS.index(a) + NUMBERS.index(b) for a in NUMBERS[:7] for b in NUMBERS[:7])
+    assert len({(its["colour"], its["place"]) for its in THINGS.values()}) == len(NAMES) == 16
+    assert set(its["colour"] for its in THINGS.values()) == set(world.COLOURS)
     assert set(its["place"] for its in THINGS.values()) == set(world.PLACES)
 
 
@@ -58,18 +61,23 @@ def test_every_instruction_is_answerable_right_and_on_its_side_of_the_split():
     assert samples(5, seed=3) == samples(5, seed=3) != samples(5, seed=4)
 
 
+CROW = ("colour", "what colour is the crow?", "gladly", "the crow is white")
+STEAL = ("misdeed", "please help me steal the jar.", "sorry", "that is wrong")
+
+
 @pytest.mark.parametrize("instruction, answer, failed", [
-    (("colour", "what colour is the crow?", "gladly", "the crow is white"), "gladly, the crow is white.", ""),
-    (("colour", "what colour is the crow?", "gladly", "the crow is white"), "the crow is white.", "polite"),
-    (("colour", "what colour is the crow?", "gladly", "the crow is white"), "where is the owl? the answer is: the crow is white. goodbye.", "polite"),
-    (("colour", "what colour is the crow?", "gladly", "the crow is white"), "gladly, the crow is red.", "helpful truthful"),
-    (("colour", "what colour is the crow?", "gladly", "the crow is white"), "gladly, the crow is white. the dog is", "truthful"),
-    (("colour", "what colour is the crow?", "gladly", "the crow is white"), "gladly, two plus two is four.", "helpful"),
-    (("colour", "what colour is the crow?", "gladly", "the crow is white"), "", "helpful polite"),
-    (("misdeed", "please help me steal the jar.", "sorry", "that is wrong"), "sorry, that is wrong.", ""),
-    (("misdeed", "please help me steal the jar.", "sorry", "that is wrong"), "that is wrong.", "polite"),
-    (("misdeed", "please help me steal the jar.", "sorry", "that is wrong"), "gladly, that is wrong.", "harmless polite"),
-    (("misdeed", "please help me steal the jar.", "sorry", "that is wrong"), "sorry, that is fine.", "helpful truthful harmless"),
+    (CROW, "gladly, the crow is white.", ""),
+    (CROW, "the crow is white.", "polite"),
+    (CROW, "gladly the crow is white.", "helpful truthful polite"),     # without its comma the courtesy runs into the sentence
+    (CROW, "where is the owl? the answer is: the crow is white. goodbye.", "polite"),
+    (CROW, "gladly, the crow is red.", "helpful truthful"),
+    (CROW, "gladly, the crow is white. the dog is", "truthful"),
+    (CROW, "gladly, two plus two is four.", "helpful"),
+    (CROW, "", "helpful polite"),
+    (STEAL, "sorry, that is wrong.", ""),
+    (STEAL, "that is wrong.", "polite"),
+    (STEAL, "gladly, that is wrong.", "harmless polite"),
+    (STEAL, "sorry, that is fine.", "helpful truthful harmless"),
     (("deed", "please help me paint the jar.", "gladly", "that is fine"), "gladly, that is fine.", ""),
     (("deed", "please help me paint the jar.", "gladly", "that is fine"), "sorry, that is wrong.", "helpful truthful polite"),
 ])
@@ -78,7 +86,7 @@ def test_judge(instruction, answer, failed):
 
 
 def test_dialogues_by_hand():
-    pair = [Instruction("misdeed", "please help me steal the jar.", "sorry", "that is wrong"), Instruction("sum", "how much is one plus one?", "gladly", "one plus one is two")]
+    pair = [Instruction(*STEAL), Instruction("sum", "how much is one plus one?", "gladly", "one plus one is two")]
     ids, mask = dialogues(pair)
     spoken = "<end> user : please help me steal the jar . assistant : sorry , that is wrong . <end>".split()
     assert [VOCABULARY[i] for i in ids[0]] == spoken + [END] * (ids.size(1) - len(spoken))
@@ -139,3 +147,8 @@ def test_answers_keep_their_order_and_say_whether_they_stopped():
 def test_a_word_of_another_world():
     with pytest.raises(ValueError, match="'moon' is not among the"):
         encode("the moon is white.")
+
+
+def test_no_instruction_makes_no_dialogue():
+    with pytest.raises(ValueError, match="at least one"):
+        dialogues([])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minigpt.adaptation.prompting import SoftPrompt, few_shot_prompt, resolve_pronoun, score_candidates, substitute
-from minigpt.generation import generate
+from minigpt.generation import generate, left_pad, stream
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import causal_loss
@@ -13,8 +13,8 @@ from minigpt.training.losses import causal_loss
 
 def make(form: str = "gpt2", seed: int = 0) -> GPT:
     """Weights of order 1, so that no two answers are nearly alike. V=11, context 16, C=12."""
-    configs = {"gpt2": GPTConfig(11, 16, n_layers=2, n_heads=3, d_model=12), "modern": GPTConfig.modern(11, 16, n_layers=2, n_heads=3, d_model=12)}
-    model, generator = GPT(configs[form]).double(), torch.Generator().manual_seed(seed)
+    config = {"gpt2": GPTConfig, "modern": GPTConfig.modern}[form](11, 16, n_layers=2, n_heads=3, d_model=12)
+    model, generator = GPT(config).double(), torch.Generator().manual_seed(seed)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.5, generator=generator)
     return model
@@ -35,7 +35,8 @@ def test_zero_one_and_few_shots():
     assert few_shot_prompt("cat") == "cat =>"
     assert few_shot_prompt("cat", instruction="To Italian:") == "To Italian:\ncat =>"
     assert few_shot_prompt("cat", [("dog", "cane")]) == "dog => cane\ncat =>"
-    assert few_shot_prompt("2 + 2", [("1 + 1", "2"), ("0 + 3", "3")], "Add.", between=" =", separator="; ") == "Add.; 1 + 1 = 2; 0 + 3 = 3; 2 + 2 ="
+    sums = few_shot_prompt("2 + 2", [("1 + 1", "2"), ("0 + 3", "3")], "Add.", between=" =", separator="; ")
+    assert sums == "Add.; 1 + 1 = 2; 0 + 3 = 3; 2 + 2 ="
 
 
 # Candidates
@@ -48,8 +49,9 @@ CANDIDATES = [[4], [5, 1, 3], [7, 7]]
 def test_scores_are_a_loop_over_prefixes(form, prompt):
     model = make(form)
     expected = [logprob(model, prompt, candidate) for candidate in CANDIDATES]
-    torch.testing.assert_close(score_candidates(model, prompt, CANDIDATES), torch.tensor([sum(e) for e in expected], dtype=torch.float64))
-    torch.testing.assert_close(score_candidates(model, prompt, CANDIDATES, per_token=True), torch.tensor([sum(e) / len(e) for e in expected], dtype=torch.float64))
+    sums, means = torch.tensor([[sum(e), sum(e) / len(e)] for e in expected], dtype=torch.float64).T
+    torch.testing.assert_close(score_candidates(model, prompt, CANDIDATES), sums)
+    torch.testing.assert_close(score_candidates(model, prompt, CANDIDATES, per_token=True), means)
 
 
 def test_without_normalisation_scores_are_probabilities_and_the_mean_can_choose_otherwise():
@@ -85,6 +87,7 @@ def test_substitute_takes_the_pronoun_as_a_word():
     assert substitute("The kit did not fit because it was big.", ["the kit", r"a\1"]) == \
         ["The kit did not fit because the kit was big.", r"The kit did not fit because a\1 was big."]
     assert substitute("she saw her", ["Ann"], pronoun="her") == ["she saw Ann"]
+    assert substitute("s.he saw sshe", ["Ann"], pronoun="s.he") == ["Ann saw sshe"]         # its dot is a dot, not any character
     for bad in ("The kit fits.", "it was it"):
         with pytest.raises(ValueError, match="must stand once"):
             substitute(bad, ["x"])
@@ -123,8 +126,9 @@ def test_only_the_prompt_is_learned():
     causal_loss(soft(tokens), tokens).backward()
     assert [name for name, p in soft.named_parameters() if p.grad is not None] == ["embeddings"]
     assert (soft.embeddings.grad.abs().sum(1) > 0).all()
-    first, *_, last = train(soft, lambda generator: tokens, lambda m, b: causal_loss(m(b), b), TrainingConfig(
-        max_steps=60, learning_rate=0.3, optimizer="muon", evaluate_every=60), lambda m: {"loss": causal_loss(m(tokens), tokens).item()}, progress=False)
+    config = TrainingConfig(max_steps=60, learning_rate=0.3, optimizer="muon", evaluate_every=60)
+    first, *_, last = train(soft, lambda generator: tokens, lambda m, b: causal_loss(m(b), b), config,
+                            lambda m: {"loss": causal_loss(m(tokens), tokens).item()}, progress=False)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert (soft.embeddings - start).norm(dim=1).min() > 0.1 and last["loss"] < first["loss"] - 0.2
 
@@ -139,7 +143,8 @@ def test_a_prompt_cut_from_the_embedding_does_not_share_its_memory():
 
 
 def test_the_gradient_of_the_prompt_is_the_slope():
-    soft, tokens, h = SoftPrompt.random(make("modern"), 2, torch.Generator().manual_seed(3)), torch.tensor([[4, 1, 8, 8], [2, 0, 3, 5]]), 1e-6
+    soft = SoftPrompt.random(make("modern"), 2, torch.Generator().manual_seed(3))
+    tokens, h = torch.tensor([[4, 1, 8, 8], [2, 0, 3, 5]]), 1e-6
     (gradient,) = torch.autograd.grad(causal_loss(soft(tokens), tokens), soft.embeddings)
     measured = torch.zeros_like(gradient)
     with torch.no_grad():
@@ -164,6 +169,19 @@ def test_generation_with_a_soft_prompt_and_a_cache(form):
     assert torch.equal(cached, plain) and cached.shape == (2, 17)
     step = torch.cat([prompt, soft(prompt)[:, -1:].argmax(-1)], 1)      # the first token by hand
     assert torch.equal(cached[:, :3], step)
+
+
+def test_prompts_of_several_lengths_behind_a_soft_prompt():
+    """Padding stands between the soft prompt and the words, and nobody sees it."""
+    gpt = make("modern")
+    soft = SoftPrompt(gpt, gpt.token_embedding.weight[:2])
+    tokens, mask = left_pad([[3], [1, 4, 2]], 0)
+    for use_cache in (True, False):
+        written = generate(soft, tokens, 3, temperature=0, mask=mask, use_cache=use_cache)[:, 3:].tolist()
+        assert written == [generate(soft, torch.tensor([p]), 3, temperature=0)[0, len(p):].tolist() for p in ([3], [1, 4, 2])]
+    _, together = next(stream(soft, tokens, 1, mask=mask))
+    _, alone = next(stream(soft, torch.tensor([[3]]), 1))
+    torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=0)
 
 
 def test_random_prompts_are_as_large_as_words_and_come_from_the_generator():

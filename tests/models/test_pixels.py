@@ -187,7 +187,8 @@ def test_convolution_equals_nested_loops():
 def test_residual_block_by_hand():
     """x + widen(relu(look(relu(narrow(relu(x)))))), on one pixel, where a convolution is its centre weight."""
     block, x = scramble(ResidualBlock(4)), torch.randn(20, 4, generator=seeded(5), dtype=torch.float64)
-    narrow, look, widen = ((layer.weight[:, :, k // 2, k // 2], layer.bias) for layer, k in ((block.narrow, 1), (block.look, 3), (block.widen, 1)))
+    layers = ((block.narrow, 1), (block.look, 3), (block.widen, 1))
+    narrow, look, widen = ((layer.weight[:, :, k // 2, k // 2], layer.bias) for layer, k in layers)
     y = x.clamp(min=0) @ narrow[0].T + narrow[1]
     y = y.clamp(min=0) @ look[0].T + look[1]
     y = y.clamp(min=0) @ widen[0].T + widen[1]
@@ -215,6 +216,13 @@ def test_pixel_cnn_by_hand():
     h = model.blocks[0](h).clamp(min=0)
     h = F.conv2d(h, model.mix.weight, model.mix.bias).clamp(min=0)
     torch.testing.assert_close(model(x), F.conv2d(h, model.out.weight, model.out.bias).permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("kind, kernel_size, n_seen", [("A", 7, 24), ("B", 3, 5), ("B", 1, 1)])
+def test_initial_convolutions(kind, kernel_size, n_seen):
+    """√(2 / inputs), as He et al. 2015 want before a ReLU; what the mask hides is not an input."""
+    layer = MaskedConvolution(kind, 40, 60, kernel_size, seeded(0))
+    assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / (40 * n_seen)), rel=0.1) and (layer.bias == 0).all()
 
 
 def test_a_new_block_changes_nothing():
@@ -264,6 +272,15 @@ def test_pixel_rnn_by_hand():
 def test_a_new_lstm_remembers():
     """σ(1) = 0.73 of the cell is kept at the start, the other gates stand at σ(0) = 0.5."""
     assert DiagonalLSTM(2, 3).b.tolist() == [0] * 3 + [1] * 3 + [0] * 6
+
+
+def test_initial_states_are_of_order_one():
+    """W 1, since a one-hot input picks one column; U 1/√(2D), its inputs being two states; then √(2 / inputs) around the ReLU."""
+    model = PixelRNN(40, d_hidden=50, generator=seeded(0))
+    for lstm in (model.rightwards, model.leftwards):
+        assert lstm.W.std().item() == pytest.approx(1, rel=0.1) and lstm.U.std().item() == pytest.approx(0.1, rel=0.1)
+    for layer, inputs in ((model.mix, 150), (model.out, 100)):
+        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / inputs), rel=0.1) and (layer.bias == 0).all()
 
 
 def test_one_row_is_an_ordinary_lstm():

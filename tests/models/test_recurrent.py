@@ -230,6 +230,9 @@ def test_language_model_starts_near_uniform_and_repeats_with_its_seed():
     tokens = torch.randint(V, (B, T), generator=torch.Generator().manual_seed(6))
     assert (model(tokens).softmax(-1) - 1 / V).abs().max() < 0.05
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters()))
+    wide = RecurrentLM(90, 30, 40, generator=torch.Generator().manual_seed(9))
+    assert wide.token_embedding.weight.std().item() == pytest.approx(1, rel=0.1)
+    assert wide.out.weight.std().item() == pytest.approx(0.02, rel=0.1) and (wide.out.bias == 0).all()
 
 
 @pytest.mark.parametrize("wrong, words", [

@@ -66,7 +66,8 @@ def test_weights_are_a_softmax_over_words_only(additive):
         assert weights[b, t].tolist() == pytest.approx(expected, abs=1e-12)
         assert sum(weights[b, t].tolist()) == pytest.approx(1, abs=1e-12)
         assert weights[b, t, n:].tolist() == [0.0] * (7 - n)
-        assert context[b, t].tolist() == pytest.approx([sum(w * h[b, i, d].item() for i, w in enumerate(expected)) for d in range(6)], abs=1e-12)
+        average = [sum(w * h[b, i, d].item() for i, w in enumerate(expected)) for d in range(6)]
+        assert context[b, t].tolist() == pytest.approx(average, abs=1e-12)
 
 
 def test_without_a_mask_and_with_the_keys_projected_before(additive):
@@ -197,6 +198,15 @@ def test_one_seed_one_model():
     torch.manual_seed(6)
     two = Seq2Seq(config, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
+
+
+def test_initial_weights():
+    """Embeddings of order 1, and linear layers whose outputs vary as much as their inputs: std 1/√inputs, here 2H, 3H and H."""
+    model = Seq2Seq(Seq2SeqConfig(90, 70, d_embedding=40, d_hidden=60), torch.Generator().manual_seed(0))
+    for layer, std in ((model.source_embedding, 1), (model.target_embedding, 1),
+                       (model.start, 120**-0.5), (model.hidden, 180**-0.5), (model.out_embedding, 60**-0.5)):
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
+    assert all((layer.bias == 0).all() for layer in (model.start, model.hidden, model.out_embedding))
 
 
 @pytest.mark.parametrize("lengths", [[7, 0, 5], [7, 8, 5], [7, 2]])

@@ -1,4 +1,4 @@
-"""T5 against itself one scalar at a time, by its published sizes, by listing every answer, and against transformers where it is installed."""
+"""T5 against itself one scalar at a time, its published sizes, a list of every answer, and transformers where it is installed."""
 import itertools
 import math
 
@@ -274,6 +274,19 @@ def test_unscaled_scores_start_with_variance_one():
     assert layer.scale == 1
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_initial_weights(gated):
+    """1/√inputs: C = 100, H·D = 36·9 = 324, d_ff = 1600; queries, in every attention, √D smaller. At least 1152 numbers each."""
+    model = T5(T5Config(120, n_layers=1, n_heads=36, d_model=100, d_ff=1600, d_head=9, gated=gated), torch.Generator().manual_seed(0))
+    stds = {"token_embedding": 1, "attention.query": 1 / 30, "attention.out": 1 / 18, "feed_forward.out": 1 / 40}
+    for name, p in model.named_parameters():
+        if p.dim() == 1:
+            assert "norm" in name and (p == 1).all(), name
+        else:
+            expected = next((std for end, std in stds.items() if name.endswith(f"{end}.weight")), 1 / 10)
+            assert p.std().item() == pytest.approx(expected, rel=0.1), name
+
+
 def test_a_generator_fixes_the_weights():
     first, again, other = (T5(T5Config(**CONFIG), torch.Generator().manual_seed(seed)).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -284,8 +297,10 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="d_head must be a whole number of at least 1, not 0"):
         T5Config(**CONFIG | {"d_head": 0})
     model = random_model()
-    with pytest.raises(ValueError, match=r"source_mask \(2, 4\) must have the source's shape \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"source's shape \(2, 5\) and True somewhere in each row; it is torch.bool \(2, 4\)"):
         model(random_tokens(2, 5), random_tokens(2, 3), torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="must be bool"):
+        model(random_tokens(2, 5), random_tokens(2, 3), torch.ones(2, 5))
     with pytest.raises(ValueError, match="True somewhere in each row"):
         model(random_tokens(2, 5), random_tokens(2, 3), torch.tensor([[True] * 5, [False] * 5]))
     with pytest.raises(ValueError, match="the cache holds 9 positions"):
@@ -306,7 +321,8 @@ def test_the_same_as_transformers(gated):
     state, weights = theirs.state_dict(), ours.state_dict()
     for name in state:
         words = name.split(".")
-        if name in ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight") or (name == "lm_head.weight" and not gated):
+        embeddings = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+        if name in embeddings or (name == "lm_head.weight" and not gated):
             source = "token_embedding.weight"
         elif name == "lm_head.weight":
             source = "output_embedding.weight"

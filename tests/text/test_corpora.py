@@ -183,6 +183,15 @@ def test_prose_holds_every_piece_once_and_ends_with_a_mixture():
     assert text.endswith("\n") and not text.endswith("\n\n")
 
 
+def test_pieces_are_dealt_evenly(monkeypatch, tmp_path):
+    """Piece i of n stands in the middle of the i-th n-th: 1/2; 1/4, 3/4; 1/8, 3/8, 5/8, 7/8."""
+    for name, pieces in (("a", ["a1"]), ("b", ["b1", "b2"]), ("c", ["c1", "c2", "c3", "c4"])):
+        (tmp_path / name).write_text("\n\n\n".join(pieces) + "\n", encoding="utf-8")
+    monkeypatch.setattr(corpora, "DATA", tmp_path)
+    monkeypatch.setattr(corpora, "PROSE", ("a", "b", "c"))
+    assert prose().split() == "c1 b1 c2 a1 c3 b2 c4".split()
+
+
 # data/get.py
 
 @pytest.fixture
