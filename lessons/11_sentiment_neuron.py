@@ -3,8 +3,9 @@
 You will see    a character-level LSTM that reads film reviews and is never told which are favourable; one number of its memory
                 that says so all the same; a review as that unit hears it; and new reviews, for or against, by holding the unit.
 Source          course C, "The sentiment neuron"; Radford, Jozefowicz and Sutskever 2017 (arXiv:1704.01444), §§3–5, figs. 3 and 4.
-Expect          2 minutes on one core (quick: about 10 s); every check passes; the network ends within 0.5 bits of the exact entropy of a
-                review, 17; one unit tells 87 to 100 % of fresh reviews apart (five seeds), where counted words tell 50 %; held, it decides their mood.
+Expect          2 minutes on one core (quick: about 10 s); every check passes; the network ends within 0.5 bits of the exact entropy of
+                a review, 17; one unit tells 87 to 100 % of fresh reviews apart (five seeds), where counted words tell 50 %; held, it
+                decides their mood.
 Not here        82 million real reviews, 4,096 units and a multiplicative LSTM, as in the paper; ours are small and from a grammar.
 """
 # %%
@@ -40,7 +41,7 @@ torch.set_num_threads(1)                                                # one sm
 
 # %%
 fresh, stances = reviews.sample_many(lesson.pick(full=2_100, quick=600), seed=2 * lesson.seed + 1)
-training, _ = reviews.sample_many(lesson.pick(full=12_000, quick=1_500), seed=2 * lesson.seed)          # the labels stay behind: here, and for good
+training, _ = reviews.sample_many(lesson.pick(full=12_000, quick=1_500), seed=2 * lesson.seed)          # the labels stay here, for good
 for stance in (FOR, AGAINST):
     print(f"  {reviews.STANCES[stance]:<8} {fresh[stances.index(stance)]}")
 by_parsing = [reviews.label(text) for text in fresh[:500]]
@@ -103,7 +104,7 @@ def bag(texts, names):
     return torch.tensor([[counts[name] for name in names] for counts in texts], dtype=torch.float32)        # (N, F)
 
 
-LABELLED = 100                                                          # the only labels this lesson may learn from, unless it says otherwise
+LABELLED = 100                                                          # all the labels to learn from, unless it is said otherwise
 truth = torch.tensor(stances)                                           # (N,)
 half = len(fresh) // 2
 read_so_far = [re.findall(r"\w+", text[:third_stop(text)]) for text in fresh]
@@ -188,7 +189,8 @@ print(f"  {count_parameters(model):,} parameters, {config.max_steps} steps of {B
 history = []
 for row in train(model, next_batch, next_token_loss, config, review_bits):
     history.append(row)
-    print(f"  step {row['step']:5d}   {row['val_loss']:7.2f} bits a review, {row['val_loss'] - exact_bits:7.2f} above the floor", flush=True)
+    above = row["val_loss"] - exact_bits
+    print(f"  step {row['step']:5d}   {row['val_loss']:7.2f} bits a review, {above:7.2f} above the floor", flush=True)
 gap = history[-1]["val_loss"] - exact_bits
 lesson.claim("within half a bit a review of the exact entropy, on fresh reviews", gap < 0.5,
              f"{gap:.2f} bits above the {exact_bits:.2f} that these reviews hold", full_run=True)
@@ -200,7 +202,8 @@ lesson.claim("within half a bit a review of the exact entropy, on fresh reviews"
 
 # %%
 fig, axes = plotting.figure(7, 3.6)
-axes.semilogy([row["step"] for row in history], [row["val_loss"] - exact_bits for row in history], marker="o", markersize=4, label="LSTM, on fresh reviews")
+above = [row["val_loss"] - exact_bits for row in history]
+axes.semilogy([row["step"] for row in history], above, marker="o", markersize=4, label="LSTM, on fresh reviews")
 axes.axhline(2 + 2 / 3, color="black", linestyle=":", label="what forgetting the stance after each sentence costs: 2⅔ bits")
 axes.set(xlabel="optimizer steps", ylabel="bits a review above the entropy", title="The loss, seen from its floor")
 axes.legend()
@@ -225,10 +228,11 @@ def memory(tokens):
     return model.states(tokens.clamp(min=0).to(lesson.device))[-1][1].cpu()
 
 
-stops = torch.tensor([[0] + [at for at, character in enumerate(text, 1) if character in ".!"] for text in fresh])      # (N, 6) where sentences end
-rows_of = torch.arange(len(fresh))
-# (N, 2, H) the memory at the second and at the third full stop; a few hundred rows at a time, for the whole memory is large.
-at_stops = torch.cat([memory(part)[torch.arange(len(part))[:, None], places] for part, places in zip(judged.split(300), stops[:, 2:4].split(300))])
+# (N, 6) where sentences end, then (N, 2, H) the memory at the second and at the third full stop; a few hundred rows at a time,
+# for the whole memory is large.
+stops = torch.tensor([[0] + [at for at, character in enumerate(text, 1) if character in ".!"] for text in fresh])
+parts = zip(judged.split(300), stops[:, 2:4].split(300))
+at_stops = torch.cat([memory(part)[torch.arange(len(part))[:, None], places] for part, places in parts])
 shown, held_out = slice(0, LABELLED), slice(LABELLED, None)
 
 means = torch.stack([at_stops[shown][truth[shown] == stance].mean((0, 1)) for stance in (AGAINST, FOR)])                # (2, H)
@@ -238,7 +242,8 @@ unit = int(right[shown].float().mean((0, 1)).argmax())
 at_third, right = at_stops[:, 1], right[:, 1].float()                                   # (N, H) each
 found = right[held_out, unit].mean().item()
 best_five = right[shown].mean(0).topk(5)
-print(f"  on the {LABELLED} labelled reviews: " + ", ".join(f"unit {u} {share:.0%}" for u, share in zip(best_five.indices.tolist(), best_five.values.tolist())))
+print(f"  on the {LABELLED} labelled reviews: "
+      + ", ".join(f"unit {u} {share:.0%}" for u, share in zip(best_five.indices.tolist(), best_five.values.tolist())))
 
 standard = (at_third - at_third[shown].mean(0)) / at_third[shown].std(0)                   # (N, H) each unit with mean 0 and variance 1
 w, b = logistic(standard[shown], truth[shown].float())
@@ -246,11 +251,13 @@ everything = accuracy(standard[held_out] @ w + b > 0, truth[held_out] == FOR)
 others = standard * (torch.arange(WIDTH) != unit)
 w_others, b_others = logistic(others[shown], truth[shown].float())
 without = accuracy(others[held_out] @ w_others + b_others > 0, truth[held_out] == FOR)
-print(f"  on {len(fresh) - LABELLED:,} others: unit {unit} alone {found:.1%}; all {WIDTH} units, L1-logistic on the same {LABELLED}: {everything:.1%}, "
-      f"{int((w != 0).sum())} weights are not 0, the largest is unit {int(w.abs().argmax())}'s; all but unit {unit}: {without:.1%}")
+print(f"  on {len(fresh) - LABELLED:,} others: unit {unit} alone {found:.1%}; "
+      f"all {WIDTH} units, L1-logistic on the same {LABELLED}: {everything:.1%}, {int((w != 0).sum())} weights are not 0, "
+      f"the largest is unit {int(w.abs().argmax())}'s; all but unit {unit}: {without:.1%}")
 lesson.claim("one unit, chosen on 100 labels, tells ≥ 85 % of fresh reviews apart", found >= 0.85,
              f"unit {unit}: {found:.1%}; counts of words with the same labels {baseline['words', LABELLED]:.1%}, "
-             f"pairs of words {baseline['pairs of words', LABELLED]:.1%}; the median unit {right[held_out].mean(0).median():.1%}", full_run=True)
+             f"pairs of words {baseline['pairs of words', LABELLED]:.1%}; "
+             f"the median unit {right[held_out].mean(0).median():.1%}", full_run=True)
 
 # %% [markdown]
 # In the paper one unit of 4,096 got 92.3 % of IMDB's reviews right. What "all but" that unit get right is a warning not to say *the*
@@ -271,9 +278,25 @@ trace = oriented(torch.cat([memory(part)[..., unit] for part in judged.split(300
 EIGHTHS = torch.arange(1, 41) / 8
 before, after = stops[:, (EIGHTHS.ceil() - 1).long()], stops[:, EIGHTHS.ceil().long()]                  # (N, 40) the stops on either side
 places = (before + (after - before) * (EIGHTHS - EIGHTHS.ceil() + 1)).round().long()                    # (N, 40)
-by_place = ((trace.gather(1, places) > 0) == (truth == FOR)[:, None])[held_out].float().mean(0)         # (40,)
-neutral = torch.tensor(["It lasted" in text for text in fresh])
-over_neutral = right[held_out, unit][neutral[held_out]].mean().item()
+right_at = ((trace.gather(1, places) > 0) == (truth == FOR)[:, None])[held_out].float()                 # (N − 100, 40)
+by_place = right_at.mean(0)                                             # (40,)
+
+
+def form(sentence):
+    """How a sentence gives its opinion, if it has one."""
+    return "none" if "It lasted" in sentence else "contrast" if "at first" in sentence else "denial" if "never" in sentence else "plain"
+
+
+first_look, second_look = ([form(text.split(". ")[k]) for text in fresh[LABELLED:]] for k in (1, 2))
+
+
+def by_form(values, forms):
+    """The mean of values (N − 100,) over the reviews of each form."""
+    return {kind: values[torch.tensor([f == kind for f in forms])].mean().item() for kind in sorted(set(forms))}
+
+
+over_neutral = by_form(right[held_out, unit], second_look)["none"]
+at_last_stop = trace.gather(1, stops[:, 3:4])[held_out, 0]              # (N − 100,) the votes at the third full stop
 
 fig, (curve, histogram) = plotting.figure(11, 4, columns=2)
 curve.plot(EIGHTHS, 100 * by_place, marker="o", markersize=3, label=f"unit {unit}, one threshold for all places")
@@ -283,22 +306,47 @@ for place in (2, 3):
 curve.text(3.05, 30, "where it was chosen", rotation=90, va="bottom", fontsize=9)
 curve.set(xlabel="sentences read", ylabel="reviews told apart (%)", ylim=(0, 103), title="By place in the review")
 curve.legend(loc="lower right")
-bins = torch.linspace(trace.gather(1, stops[:, 3:4]).min(), trace.gather(1, stops[:, 3:4]).max(), 41).tolist()
+bins = torch.linspace(at_last_stop.min(), at_last_stop.max(), 41).tolist()
 for stance, style in ((AGAINST, dict(color=plotting.COLOURS[1], hatch="//")), (FOR, dict(color=plotting.COLOURS[0]))):
-    votes = trace.gather(1, stops[:, 3:4])[held_out][truth[held_out] == stance, 0]
+    votes = at_last_stop[truth[held_out] == stance]
     histogram.hist(votes.tolist(), bins=bins, alpha=0.6, label=f"reviews {reviews.STANCES[stance]}", edgecolor="white", **style)
 histogram.axvline(0, color="black", linewidth=0.8)
-histogram.set(xlabel=f"unit {unit} at the third full stop (0: the threshold)", ylabel="fresh reviews", title="Two humps, from no label (cf. the paper's fig. 3)")
+histogram.set(xlabel=f"unit {unit} at the third full stop (0: the threshold)", ylabel="fresh reviews",
+              title="Two sides, from no label (cf. the paper's fig. 3)")
 histogram.legend()
 lesson.figure(fig, "unit")
-print("  right, by sentences read: " + ", ".join(f"{k}: {by_place[8 * k - 1]:.1%}" for k in range(1, 6)) + f"; at 3, where the third was neutral: {over_neutral:.1%}")
-lesson.claim("the unit remembers across a sentence without any opinion", over_neutral >= 0.85, f"{over_neutral:.1%} of the reviews that have one", full_run=True)
+print("  right, by sentences read: " + ", ".join(f"{k}: {by_place[8 * k - 1]:.1%}" for k in range(1, 6))
+      + f"; at 3, where the third was neutral: {over_neutral:.1%}")
+print("  right at 1¾, by the first look's form: "
+      + ", ".join(f"{kind} {share:.0%}" for kind, share in by_form(right_at[:, EIGHTHS.tolist().index(1.75)], first_look).items()))
+for stance in (FOR, AGAINST):
+    chosen = truth[held_out] == stance
+    forms = [kind for kind, keep in zip(second_look, chosen.tolist()) if keep]
+    votes = at_last_stop[chosen]
+    nearest = votes[votes.abs().argmin()]
+    print(f"  reviews {reviews.STANCES[stance]:<8} nearest to the threshold {nearest:+.2f}; mean by the second look's form: "
+          + ", ".join(f"{kind} {vote:+.2f}" for kind, vote in by_form(votes, forms).items()))
+lesson.claim("at the full stop after a sentence without any opinion, the unit still tells", over_neutral >= 0.85,
+             f"{over_neutral:.1%} of the reviews that have one", full_run=True)
 
 # %% [markdown]
 # ## 4. A review as the unit hears it
-# Four reviews, character by character; bars upwards are for, downwards against. Look at what "dull at first" does and "but superb by the
-# end" takes back, at "never dull" against "never superb", and at how the value holds through "It lasted two hours". In the opening, where nothing
-# is known yet, the bars mean nothing; and after the feeling they need not: "I laughed" has just been read, so the advice can do without a memory.
+# First, what the two pictures above show. On the left: the unit tells the reviews apart where it was chosen, at the full stops. In between
+# the value may fall, even across the threshold: other units carry the stance meanwhile (at 2¾, seed 0, this one is right for 71 %, and a
+# logistic regression on the other 127 for all), and at the full stop, where it is needed, it is back. In the first look, at 1¾, the curve
+# even dips *below* a coin. A word is just being spelt there, "The plot was supe", and until the full stop "at first, but dull" may
+# follow. What the unit holds meanwhile happens to point the other way: of the plain first looks it has 11 % right (seed 0). A threshold
+# made for full stops means little between them.
+#
+# On the right: the stances lie on two sides, but not in two humps, as in the paper's fig. 3. Each side has several clumps, for the unit
+# also holds how the second look was put, and a clump may come close to 0: after a plain one ("And the songs were superb.") the favourable
+# reviews stand at +0.12, a hair above the threshold (seed 0), and the 100 % hang by that hair.
+#
+# Now four reviews, character by character; bars upwards are for, downwards against, and ±1 is the mean of the labelled reviews. Look at
+# what "dull at first" does and "but superb by the end" takes back, at "never dull" against "never superb", and at "It lasted two
+# hours": on its way the value may come to nothing, or change sign; what counts is where it stands at the full stop. In the opening,
+# where nothing is known yet, the bars mean nothing; and after the feeling they need not: "I laughed" has just been read, so the advice
+# can do without a memory.
 
 # %%
 SHOWN = {
@@ -307,16 +355,18 @@ SHOWN = {
     "denial": "The plot was never dull. It lasted two hours. I never groaned. My advice: do not miss it!",
     "denial, the other way": "The plot was never superb. It lasted two hours. I never laughed. My advice: do not see it!",
 }
-fig, panels = plotting.figure(13, 8, rows=4)
+fig, panels = plotting.figure(13, 9, rows=4, sharey=True)
 for axes, (name, tail) in zip(panels, SHOWN.items()):
     text = "Saw it with Ada. " + tail
-    votes = oriented(memory(torch.tensor([[END, *tokenizer.encode(text)]]))[0, 1:, unit]).clamp(-2, 2)          # (T,)
-    axes.bar(range(len(text)), votes, width=1, color=[plotting.COLOURS[0] if vote > 0 else plotting.COLOURS[1] for vote in votes.tolist()])
+    votes = oriented(memory(torch.tensor([[END, *tokenizer.encode(text)]]))[0, 1:, unit]).tolist()      # T numbers
+    axes.bar(range(len(text)), votes, width=1, color=[plotting.COLOURS[0] if vote > 0 else plotting.COLOURS[1] for vote in votes])
     for at, character in enumerate(text):
-        axes.text(at, -2.7, character, ha="center", va="center", family="monospace", fontsize=9)
+        axes.text(at, 0.06, character, ha="center", family="monospace", fontsize=9, transform=axes.get_xaxis_transform())
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlim=(-1, 120), ylim=(-3.2, 2.1), xticks=[], yticks=[-1, 1], title=f"{name}: the grammar's judge says {reviews.STANCES[reviews.label(text)]}")
-    axes.set_yticklabels(["against", "for"])
+    axes.set(xlim=(-1, 120), xticks=[], title=f"{name}: the grammar's judge says {reviews.STANCES[reviews.label(text)]}")
+    axes.set_yticks([-1, 1], ["against", "for"])
+low, high = panels[0].get_ylim()
+panels[0].set_ylim(low - 0.25 * (high - low), high)                     # room for the text below the longest bar
 lesson.figure(fig, "heard")
 
 # %% [markdown]
@@ -341,12 +391,13 @@ with torch.no_grad():
         c = c / (1 + torch.exp(-f)) + torch.tanh(g) / (1 + torch.exp(-i))
         h = torch.tanh(c) / (1 + torch.exp(-o))
         by_hand.append(exact.out.weight @ h + exact.out.bias)
-    lesson.check("clamped LSTM = by hand, with c overwritten at every step", exact(line)[0], torch.stack(by_hand), atol=1e-9, source="C: the sentiment neuron")
+    lesson.check("clamped LSTM = by hand, with c overwritten at every step", exact(line)[0], torch.stack(by_hand), atol=1e-9,
+                 source="C: the sentiment neuron")
 
 # %% [markdown]
 # Then let the network write, from nothing, with the unit held beyond the mean of the favourable or of the unfavourable reviews among the
-# hundred, three times as far from the threshold, or free; and let the grammar judge twice. Does the review parse, from the first letter to the last, and under which stance?
-# And if each of its sentences can be read, what is the mood of each?
+# hundred, three times as far from the threshold, or free; and let the grammar judge twice. Does the review parse, from the first letter
+# to the last, and under which stance? And if each of its sentences can be read, what is the mood of each?
 
 # %%
 n = lesson.pick(full=400, quick=20)
@@ -356,7 +407,8 @@ PLACES = ("first look", "second look", "feeling", "advice")
 def write(value):
     """n reviews with the unit held at this value (None: free)."""
     lstm.clamp = {} if value is None else {unit: value}
-    written = generate(model, torch.full((n, 1), END, device=lesson.device), lesson.pick(200, 30), generator=lesson.generator, stop_token=END)[:, 1:]
+    start = torch.full((n, 1), END, device=lesson.device)
+    written = generate(model, start, lesson.pick(200, 30), generator=lesson.generator, stop_token=END)[:, 1:]
     lstm.clamp = {}
     return [tokenizer.decode(row).split("\n")[0] for row in written.tolist()]
 
@@ -374,7 +426,8 @@ def moods_by_place(texts):
 
 
 parsed, favourable, by_sentence = {}, {}, {}
-for name, value in (("held against", (3 * means[AGAINST] - 2 * threshold)[unit].item()), ("free", None), ("held for", (3 * means[FOR] - 2 * threshold)[unit].item())):
+far = (3 * means - 2 * threshold)[:, unit].tolist()                     # three times as far from the threshold as the means are
+for name, value in (("held against", far[AGAINST]), ("free", None), ("held for", far[FOR])):
     texts = write(value)
     labels = [label for label in map(reviews.label, texts) if label is not None]
     parsed[name], favourable[name], by_sentence[name] = len(labels) / n, sum(labels) / max(1, len(labels)), moods_by_place(texts)
@@ -383,8 +436,10 @@ for name, value in (("held against", (3 * means[AGAINST] - 2 * threshold)[unit].
     print("      " + "\n      ".join([text for text in texts if reviews.label(text) is not None][:2]))
 
 fig, (whole, places) = plotting.figure(10, 3.8, columns=2, width_ratios=[2, 3])
-for shift, shares, label, style in ((-0.2, parsed, "parse", dict(color="#BBBBBB")), (0.2, favourable, "of those, are for", dict(color=plotting.COLOURS[0], hatch="//"))):
-    bars = whole.bar([i + shift for i in range(3)], [100 * share for share in shares.values()], 0.4, edgecolor="white", label=label, **style)
+grey, striped = dict(color="#BBBBBB"), dict(color=plotting.COLOURS[0], hatch="//")
+for shift, shares, label, style in ((-0.2, parsed, "parse", grey), (0.2, favourable, "of those, are for", striped)):
+    heights = [100 * share for share in shares.values()]
+    bars = whole.bar([i + shift for i in range(3)], heights, 0.4, edgecolor="white", label=label, **style)
     whole.bar_label(bars, fmt="%.0f")
 whole.set_xticks(range(3), list(parsed))
 whole.set(ylabel=f"of {n} reviews written (%)", ylim=(0, 125), title=f"Unit {unit} held, or free")
@@ -401,9 +456,10 @@ lesson.claim("the unit, held, decides the mood: at least 50 points between held 
 
 # %% [markdown]
 # ## 6. What to take home
-# - **The held unit rules from the second look on**; in the first it has a weak say, or none. That is why fewer held reviews parse: where
-#   the first look goes one way and the unit the other, the review contradicts itself. In training nothing was known yet at the first look, so the
-#   network had no reason to ask its memory there. A memory is asked where asking once saved a bit.
+# - **The held unit rules from the second look on** (in three of five seeds; in the other two from the feeling on); in the first look it
+#   has a weak say, or none. That is why fewer held reviews parse: where the first look goes one way and the unit the other, the review
+#   contradicts itself. In training nothing was known yet at the first look, so the network had no reason to ask its memory there. A
+#   memory is asked where asking once saved a bit.
 # - **The stance was learned because it pays**, one bit a sentence. The words gave nothing away, no label was shown; the loss did it.
 #   What saves no bits is not learned, however interesting it may be to us.
 # - **To predict and to represent are one thing.** The paper's authors trained a writer of reviews and got a reader of them. The next
