@@ -5,7 +5,7 @@ You will see    L₁(U) = Σᵢ log P(uᵢ | u_{i−k} … u_{i−1}) turned int
 Source          courses A, B and D, "GPT"; Radford et al. 2018, eqs. 1 and 2; Radford et al. 2019, §2.3.
 Expect          about 3 min on two cores (quick: about 10 s); every check passes; the model ends within 0.01 bits per character of the
                 exact entropy, 0.31, and nine in ten of its stories from the nucleus are grammatical from first to last word.
-Not here        the instructions, tasks and preferences that make a GPT useful (lessons 12 to 21).
+Not here        the instructions, tasks and preferences that make a GPT useful (lessons 12 to 19).
 """
 # %%
 import itertools

@@ -3,8 +3,8 @@
 You will see    P(τ), R(τ) and J = E[R(τ)] by listing every trajectory, by going backwards in time, and by trying; value iteration
                 judged by every policy there is; a cat that is told nothing and finds the best route; a GPT as just such a cat.
 Source          courses B and D, "Reinforcement learning"; Sutton and Barto 2018, ch. 3, 4 and 13.
-Expect          about 10 s on two cores (quick: about 5 s); every check passes; on a dry floor 5 of 5 cats find the best route and end within 0.2
-                of J* = 100; on a wet floor, where J* = 55.9, within 1 %.
+Expect          about 10 s on two cores (quick: about 5 s); every check passes; on a dry floor 5 of 5 cats find the best route and end
+                within 0.2 of J* = 100; on a wet floor, where J* = 55.9, within 1 %.
 Not here        why REINFORCE's update is the gradient of J (lesson 16), and rewards that come from people (lesson 17).
 """
 # %%
@@ -94,7 +94,8 @@ lesson.check("as many trajectories, walked cell by cell", len(P), len(walked), a
 lesson.check("Σ P(τ) = 1", P.sum(), 1.0, atol=1e-12, source="D: P(τ)")
 lesson.check("J = Σ P(τ) R(τ), by two listings", P @ R, sum(p * r for p, r in walked), atol=1e-12, source="D: J(θ)")
 J = (P @ R).item()
-print(f"      {len(P):,} lives of at most {T} steps; J = {J:.2f}; {P[R > 50].sum():.1%} end at the meat, {P[R < -9].sum():.1%} in the bathtub")
+print(f"      {len(P):,} lives of at most {T} steps; J = {J:.2f}; {P[R > 50].sum():.1%} end at the meat, "
+      f"{P[R < -9].sum():.1%} in the bathtub")
 
 # %% [markdown]
 # ## 2. The same number from the end backwards
@@ -137,7 +138,8 @@ for choice in itertools.product(range(4), repeat=len(undecided)):
 judged = torch.stack(judged)                                            # (256, S)
 lesson.check("V* = the best of all 256 policies, in every cell", V_best, judged.amax(0), atol=1e-9, source="B: optimal policy")
 chosen = best_actions(action_values(small, V_best, gamma))
-lesson.check("and value iteration's policy attains it", evaluate(small, chosen, 300, gamma)[-1], judged.amax(0), atol=1e-9, source="B: optimal policy")
+lesson.check("and value iteration's policy attains it", evaluate(small, chosen, 300, gamma)[-1], judged.amax(0),
+             atol=1e-9, source="B: optimal policy")
 at_start = judged[:, small.start]
 print(f"      J of the 256: best {at_start.max():.1f}, median {at_start.median():.1f}, worst {at_start.min():.1f}; attained by one: "
       f"{(at_start > at_start.max() - 1e-9).sum() == 1}")
@@ -147,8 +149,9 @@ print("\n".join("      " + row for row in small.arrows(chosen).split()))
 # Down first, although → ↓ → is just as short: who stands right of the start and steps down slips into the bathtub one time in ten.
 #
 # A larger map, and three cats. The first has all the time in the world (γ = 1) and a dry floor. V* = 100 everywhere, and *every* step that
-# does not waste the meat for ever is a best action: values that are right, and a policy that is useless. The second is in a hurry
-# (γ = 0.95): brooms are worth a detour only if the detour is short. The third is in a hurry on a wet floor.
+# touches neither broom nor bathtub is a best action, back and forth and into the wall included: values that are right, and a policy that is
+# useless. (A step onto the broom is not: −1 now and 100 to come are 99.) The second is in a hurry (γ = 0.95): brooms are worth a detour
+# only if the detour is short. The third is in a hurry on a wet floor.
 
 # %%
 MAP = """
@@ -158,7 +161,7 @@ MAP = """
     ~.b.M
 """
 cats = {"dry floor, γ = 1": (0.0, 1.0), "dry floor, γ = 0.95": (0.0, 0.95), "wet floor, γ = 0.95": (0.2, 0.95)}
-fig, panels = plotting.figure(13, 3.7, columns=3)
+fig, panels = plotting.figure(13, 4, columns=3)
 for axes, (name, (slip, gamma)) in zip(panels, cats.items()):
     grid = Grid(MAP, slip)
     V = value_iteration(grid, 200, gamma)[-1]
@@ -166,15 +169,18 @@ for axes, (name, (slip, gamma)) in zip(panels, cats.items()):
     grid.draw(axes, best, V)
     axes.set_title(f"{name}: V* and the best actions")
     if name == "dry floor, γ = 1":
+        clean = grid.rewards[grid.transitions.argmax(-1)] >= 0          # (S, A) the step lands on neither broom nor bathtub
+        lesson.check("γ = 1: the best actions are all that touch neither broom nor bathtub", best[~grid.ended] > 0, clean[~grid.ended],
+                     atol=0, source="definition of Q")
         wandering = evaluate(grid, best, 20)[-1, grid.start].item()
 lesson.figure(fig, "optimal_policies")
 lesson.claim("without a hurry the best actions lead nowhere", wandering < 10,
              f"V* = 100 at the start, but picking evenly among the best actions earns {wandering:.1f} in 20 steps")
 
 # %% [markdown]
-# Follow the third cat. Near the end of the middle row it goes down over the broom, which costs 1, and the second cat does not: the cell ahead
-# lies beside a bathtub, and a step down from there would cost 10 one time in ten, and the meat. For the same reason it turns back where
-# the second cat takes the upper way.
+# Follow the third cat. Near the end of the middle row it goes down over the broom, which costs 1, and the second cat does not: the cell
+# ahead lies beside a bathtub, and a step down from there would cost 10 one time in ten, and the meat. For the same reason it turns back
+# where the second cat takes the upper way.
 #
 # ## 4. A cat that is told nothing
 # Value iteration knows the map. The cat does not: it only lives, again and again, and sees what it got. REINFORCE (Williams 1992) makes the
@@ -182,8 +188,8 @@ lesson.claim("without a hurry the best actions lead nowhere", wandering < 10,
 #
 #     θ ← θ + η · mean over lives of ( R(τ) − mean R ) · Σₜ ∇ log π_θ(aₜ|sₜ)
 #
-# Why this climbs J is lesson 16; here it is used. The policy is a softmax over a table of numbers θ, one row a cell, all 0 at first. The loss is
-# `reinforce_loss`, the loop the same one that trained every model so far. The transitions P appear nowhere in it.
+# Why this climbs J is lesson 16; here it is used. The policy is a softmax over a table of numbers θ, one row a cell, all 0 at first. The
+# loss is `reinforce_loss`, the loop the same one that trained every model so far. The transitions P appear nowhere in it.
 
 # %%
 class TabularPolicy(nn.Module):
@@ -238,8 +244,8 @@ for floor, (slip, gamma, horizon, max_steps, n_cats) in floors.items():
     best = value_iteration(grid, horizon, gamma)[-1, grid.start].item()
     cats = [live_and_learn(grid, horizon, gamma, max_steps, 5 * lesson.seed + i) for i in range(n_cats)]
     runs[floor] = grid, best, cats
-    print(f"  {floor} floor, γ = {gamma}: J of a cat with no idea {cats[0][1][0]['J']:.1f}, the optimum {best:.2f}, after {max_steps} steps "
-          + ", ".join(f"{rows[-1]['J']:.2f}" for _, rows in cats))
+    print(f"  {floor} floor, γ = {gamma}: J of a cat with no idea {cats[0][1][0]['J']:.1f}, the optimum {best:.2f}, "
+          f"after {max_steps} steps " + ", ".join(f"{rows[-1]['J']:.2f}" for _, rows in cats))
 
 # %%
 grid, best, cats = runs["dry"]
@@ -280,12 +286,13 @@ lesson.figure(fig, "learned_policy")
 
 # %% [markdown]
 # The curves: first the cat learns what to avoid. Fewer lives end in the bathtub and more run out of time, until one stumbles on the meat
-# often enough; from then on it is quick. The maps: the longer an arrow, the likelier. Where the cat no longer goes, the arrows stay undecided and
-# the values low: REINFORCE learns from lives, so it learns little about places that it has stopped visiting. Value iteration filled every cell.
+# often enough; from then on it is quick. The maps: the longer an arrow, the likelier. Where the cat no longer goes, the arrows stay
+# undecided and the values low: REINFORCE learns from lives, so it learns little about places that it has stopped visiting. Value iteration
+# filled every cell.
 #
 # ## 5. A language model is such a cat
-# The state is the prefix, the action the next token, the policy π(token | prefix) a softmax, as above. The transition is certain (append the
-# token), the episode ends with the stop token, and the reward comes at the very end, for the whole answer. Nothing else is new. Here
+# The state is the prefix, the action the next token, the policy π(token | prefix) a softmax, as above. The transition is certain (append
+# the token), the episode ends with the stop token, and the reward comes at the very end, for the whole answer. Nothing else is new. Here
 # is that MDP for 3 tokens and answers of at most 3, with a random reward for each answer, and a random table as the language model:
 
 # %%
