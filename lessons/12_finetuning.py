@@ -3,9 +3,10 @@
 You will see    four different tasks poured into one shape, so that nothing in the model has to change; the loss L₃ = L₂ + λ L₁ by hand;
                 accuracy against the number of labels, with pre-training and without; and what λ is worth, whatever its sign.
 Source          course A, "GPT-1"; Radford, Narasimhan, Salimans and Sutskever 2018, §§3.2 and 3.3, eqs. 3–5, fig. 1 and table 5.
-Expect          1.3 minutes on one core (quick: about 8 s); every check passes; pre-training ends 0.1 bits a review above the entropy; then with 32
-                labels it is worth 25 to 35 points of accuracy (five seeds) and with 512 hardly any; λ = ½ does not help: over all sizes it costs
-                1 to 4 points; the other three tasks reach 74 to 99 %.
+Expect          2.3 minutes on one core (quick: about 8 s); every check passes; over five seeds pre-training ends 0.06 to 0.16 bits a
+                review above the entropy; it is then worth 24 to 29 points of accuracy with 32 labels, and less than one with 512;
+                λ = ½ costs 1 to 11 points with 8 labels and hardly matters from 128 on; the other three tasks reach 88 to 100 % (seeds 0,
+                3 and 4), where ½ needs no reading of the looks.
 Not here        changing only a few of the weights (lesson 14), and none at all (lesson 13).
 """
 # %%
@@ -108,11 +109,13 @@ def boxes(sequences):
     return [" | ".join(sequence) for sequence in sequences]
 
 
-lesson.check("fig. 1: classification", boxes(classification(["Text"], FIGURE)), ["Start | Text | Extract"], atol=0, source="A; Radford 2018, fig. 1")
+lesson.check("fig. 1: classification", boxes(classification(["Text"], FIGURE)), ["Start | Text | Extract"],
+             atol=0, source="A; Radford 2018, fig. 1")
 lesson.check("fig. 1: entailment", boxes(entailment(["Premise"], ["Hypothesis"], FIGURE)),
              ["Start | Premise | Delim | Hypothesis | Extract"], atol=0, source="A; Radford 2018, fig. 1")
 lesson.check("fig. 1: similarity, both orders", boxes(similarity(["Text 1"], ["Text 2"], FIGURE)),
-             ["Start | Text 1 | Delim | Text 2 | Extract", "Start | Text 2 | Delim | Text 1 | Extract"], atol=0, source="A; Radford 2018, fig. 1")
+             ["Start | Text 1 | Delim | Text 2 | Extract", "Start | Text 2 | Delim | Text 1 | Extract"],
+             atol=0, source="A; Radford 2018, fig. 1")
 lesson.check("fig. 1: multiple choice", boxes(multiple_choice(["Context"], [["Answer 1"], ["Answer 2"], ["Answer N"]], FIGURE)),
              [f"Start | Context | Delim | Answer {k} | Extract" for k in ("1", "2", "N")], atol=0, source="A; Radford 2018, fig. 1")
 
@@ -164,15 +167,17 @@ for task, (n_classes, batch) in examples.items():
     model = tiny(n_classes)
     with torch.no_grad():
         got = model(*pad(batch)).softmax(-1)
-    lesson.check(f"P(y|x) = softmax(h W_y), {task}", got, [probabilities(model, sequences) for sequences in batch], atol=1e-9, source="A; Radford 2018, eq. 3")
+    by_hand = [probabilities(model, sequences) for sequences in batch]
+    lesson.check(f"P(y|x) = softmax(h W_y), {task}", got, by_hand, atol=1e-9, source="A; Radford 2018, eq. 3")
 
 # %% [markdown]
-# Texts of different lengths share a batch because padding stands on the *right*: a causal model never looks there. And similarity has no first
-# text: swapping the two swaps the two sequences, and a sum does not care. With one order only, it would.
+# Texts of different lengths share a batch because padding stands on the *right*: a causal model never looks there. And similarity has
+# no first text: swapping the two swaps the two sequences, and a sum does not care. With one order only, it would.
 
 # %%
 model = tiny(2)
-there, back = (pad([similarity(x, y, SPECIAL) for x, y in pairs]) for pairs in (list(zip(firsts, feelings)), list(zip(feelings, firsts))))
+there = pad([similarity(x, y, SPECIAL) for x, y in zip(firsts, feelings)])
+back = pad([similarity(y, x, SPECIAL) for x, y in zip(firsts, feelings)])
 pair, mask = there
 with torch.no_grad():
     lesson.check("similarity(A, B) = similarity(B, A)", model(*there), model(*back), atol=1e-12, source="A; Radford 2018, §3.3")
@@ -210,7 +215,8 @@ with torch.no_grad():
         for p, d in zip(parameters, direction):
             p.add_(d, alpha=step)
         sides.append(finetuning_loss(model, *padded, language_weight=λ).item())
-lesson.check("∇L₃ along a random direction = (L₃(θ + hd) − L₃(θ − hd)) / 2h", along, (sides[0] - sides[1]) / (2 * h), atol=1e-5, source="finite differences")
+lesson.check("∇L₃ along a random direction = (L₃(θ + hd) − L₃(θ − hd)) / 2h", along, (sides[0] - sides[1]) / (2 * h),
+             atol=1e-5, source="finite differences")
 
 # %% [markdown]
 # ## 4. Pre-training
@@ -268,8 +274,12 @@ def learn(base, n_classes, batch, steps, language_weight, seed):
         longest = int(mask.sum(-1).max())
         return tokens[..., :longest].to(lesson.device), mask[..., :longest].to(lesson.device), labels.to(lesson.device)
 
-    config = TrainingConfig(max_steps=steps, learning_rate=3e-3, warmup_steps=5, weight_decay=0.0, optimizer="muon", evaluate_every=steps, seed=seed)
-    list(train(model, next_batch, lambda model, batch: finetuning_loss(model, *batch, language_weight), config, progress=False))
+    def loss(model, batch):
+        return finetuning_loss(model, *batch, language_weight)
+
+    config = TrainingConfig(max_steps=steps, learning_rate=3e-3, warmup_steps=5, weight_decay=0.0, optimizer="muon",
+                            evaluate_every=steps, seed=seed)
+    list(train(model, next_batch, loss, config, progress=False))
     return model
 
 
@@ -286,7 +296,7 @@ def judged_reviews(n, generator):
 
 
 SIZES = lesson.pick(full=(8, 32, 128, 512), quick=(8, 32))
-DRAWS, STEPS = lesson.pick(full=3, quick=2), lesson.pick(full=60, quick=5)
+DRAWS, STEPS = lesson.pick(full=5, quick=2), lesson.pick(full=60, quick=5)
 ARMS = {"from scratch": (False, 0.0), "pre-trained, λ = 0": (True, 0.0), "pre-trained, λ = ½": (True, 0.5)}
 test = judged_reviews(400, lesson.generator)
 right = {arm: torch.zeros(len(SIZES), DRAWS) for arm in ARMS}           # accuracy on the 400 fresh reviews
@@ -301,8 +311,8 @@ for i, size in enumerate(SIZES):
             right[arm][i, draw] = accuracy(model, test)
             if not pretrained:
                 own[i, draw] = accuracy(model, batch)
-    print(f"  {size:4d} labels   " + "   ".join(f"{arm} {a[i].mean():5.1%} ({a[i].min():.0%} to {a[i].max():.0%})" for arm, a in right.items())
-          + f"   from scratch, on its own labels {own[i].mean():.0%}", flush=True)
+    reached = [f"{arm} {a[i].mean():5.1%} ({a[i].min():.0%} to {a[i].max():.0%})" for arm, a in right.items()]
+    print(f"  {size:4d} labels   " + "   ".join(reached) + f"   from scratch, on its own labels {own[i].mean():.0%}", flush=True)
 
 scratch, plain, helped = right.values()
 gaps = (plain - scratch).mean(1)                                        # (sizes)
@@ -319,9 +329,12 @@ lesson.claim("pre-training pays: with 32 labels it is worth 15 points of accurac
 #
 # And λ? The paper adds L₁ for better generalisation and faster convergence (§3.2), and its ablation (table 5) finds that larger data sets
 # gain from it and smaller ones do not. Here each draw is run with λ = 0 and with λ = ½, from the same weights and in the same order of
-# batches, so that the differences can be paired. Look at the smallest size first, where there is most to lose: with seed 0 all three draws
-# lose. From 128 labels on there is nothing left to gain. Whether eight texts are too little language to model, or the few steps too few
-# for two aims at once, these numbers do not tell; more steps for the smallest size would.
+# batches, so that the differences can be paired. Each size is judged by itself: a mean over all would mix sizes at which there is much to
+# lose with those at which there is nothing. With 8 labels λ = ½ costs: all five draws lose with seed 0, and the means of five seeds lie
+# between −11 and −1 points, though three of the five intervals reach across 0 (of five draws, 2 standard errors hold the true mean some
+# 88 times in 100). With 32 the means lie between −8 and +3, and from 128 on, within one point of 0, there is nothing left to gain.
+# Whether eight texts are too little language to model, or the few steps too few for two aims at once, these numbers do not tell; more
+# steps for the smallest size would.
 
 # %%
 def interval(x):
@@ -329,16 +342,21 @@ def interval(x):
     return x.mean().item(), 2 * x.std().item() / len(x) ** 0.5
 
 
-effect, pretraining = (helped - plain).flatten(), (plain - scratch).flatten()           # (sizes · draws) each
-for size, row in zip(SIZES, helped - plain):
-    print(f"  {size:4d} labels   λ = ½ minus λ = 0: " + ", ".join(f"{x:+.1%}" for x in row.tolist()))
-(mean, error), (gain, gain_error) = interval(effect), interval(pretraining)
-lesson.claim("λ matters less than pre-training", abs(mean) < gain / 2,
-             f"λ = ½ instead of 0: {mean:+.1%} ± {error:.1%}; pre-training instead of none: {gain:+.1%} ± {gain_error:.1%} "
-             f"(mean of {len(effect)} pairs ± 2 standard errors)", full_run=True)
+print(f"  mean of {DRAWS} pairs ± 2 standard errors:")
+effects, gains = [], []
+for size, by_λ, by_pretraining in zip(SIZES, helped - plain, plain - scratch):
+    (effect, error), (gain, gain_error) = interval(by_λ), interval(by_pretraining)
+    effects.append(effect)
+    gains.append(gain)
+    print(f"  {size:4d} labels   λ = ½ minus λ = 0 {effect:+6.1%} ± {error:4.1%} (" + ", ".join(f"{x:+.1%}" for x in by_λ.tolist())
+          + f")   pre-trained minus from scratch {gain:+6.1%} ± {gain_error:4.1%}")
+lesson.claim("λ matters less than pre-training, with 8, 32 and 128 labels",
+             all(abs(effect) < gain for effect, gain in zip(effects[:3], gains)),
+             "λ = ½ instead of 0, and pre-training instead of none: "
+             + "; ".join(f"{effect:+.1%}, {gain:+.1%} with {size}" for effect, gain, size in zip(effects, gains, SIZES)), full_run=True)
 
 fig, axes = plotting.figure(7.5, 4.2)
-for (arm, a), marker, shift in zip(right.items(), "so^", (0.96, 1.0, 1.04)):            # a little apart, so that bars do not hide each other
+for (arm, a), marker, shift in zip(right.items(), "so^", (0.96, 1.0, 1.04)):            # a little apart: no bar hides another
     mean = a.mean(1)
     spread = torch.stack([mean - a.min(1).values, a.max(1).values - mean])              # (2, sizes)
     axes.errorbar([size * shift for size in SIZES], mean, spread, marker=marker, markersize=5, capsize=3, label=arm)
@@ -346,7 +364,8 @@ axes.axhline(0.5, color="black", linestyle=":", linewidth=1, label="a coin")
 axes.set_xscale("log", base=2)
 axes.set_xticks(SIZES, map(str, SIZES))
 axes.minorticks_off()
-axes.set(xlabel="labelled reviews", ylabel="accuracy on 400 fresh reviews", ylim=(0.4, 1.02), title=f"What a label is worth (mean, best and worst of {DRAWS} draws)")
+axes.set(xlabel="labelled reviews", ylabel="accuracy on 400 fresh reviews", ylim=(0.4, 1.02))
+axes.set_title(f"What a label is worth (mean, best and worst of {DRAWS} draws)")
 axes.legend(loc="lower right", bbox_to_anchor=(1, 0.2))
 lesson.figure(fig, "labels")
 
@@ -354,24 +373,34 @@ lesson.figure(fig, "labels")
 # ## 6. The other three tasks
 # The same model, a new W_y and the same loop; only the input changes. The answers are known because we know who wrote what.
 #
-#     entailment         premise: two looks.  hypothesis: a feeling.  Does it follow, or is it contradicted?            (chance ½)
-#     similarity         two reviewers, one look each.  Are they of one mind?                                           (chance ½)
-#     multiple choice    two looks, and four endings, feeling and advice.  Only one could be the same reviewer's.       (chance ¼)
+#     entailment         premise: two looks.  hypothesis: a feeling.  Does it follow, or is it contradicted?
+#     similarity         two reviewers, one look each.  Are they of one mind?
+#     multiple choice    two looks, and four endings, feeling and advice.  Only one could be the same reviewer's.
 #
-# (The paper's entailment data have a third class, neutral. Our reviewers say nothing that the stance leaves open.) Both models get the
-# same few steps here, so "from scratch" shows how far that is from enough, and not what it could reach in the end.
+# What does somebody score who does not read the looks? Half in the first two tasks. In the third a guess among four is right a quarter of
+# the time, but the right ending has one mood and the three others have the other. Whoever always takes a cheerful ending is right when
+# the reviewer is for the film, for then it is the only one, and wrong otherwise: ½ again, and that is what must be beaten. Could a blind
+# reader do better? With all four endings side by side, yes: the odd one out is always the right one. The model gives each sequence its
+# number without seeing the others (fig. 1), so that way is closed to it. Whoever makes a test should look for such shortcuts first.
+#
+# (The paper's entailment data have a third class, neutral. Our reviewers say nothing that the stance leaves open.) λ = ½, and both models
+# get the same steps. Over five seeds the one from scratch stands at 44 to 56 % in entailment and at 50 to 75 % in similarity; what it gets
+# right of its own labels, in brackets below, says how far it has learned those by heart instead. Multiple choice is kinder to it, 58 to
+# 99 %: there an example holds four sequences, and its label says something about each.
 
 # %%
 def entailment_task(n, generator):
     premises, stances = draw_reviews(n, generator)
     hypotheses, others = draw_reviews(n, generator)
-    return ([entailment(encode(*a[:2]), encode(b[2]), SPECIAL) for a, b in zip(premises, hypotheses)], [int(s == o) for s, o in zip(stances, others)])
+    examples = [entailment(encode(*a[:2]), encode(b[2]), SPECIAL) for a, b in zip(premises, hypotheses)]
+    return examples, [int(s == o) for s, o in zip(stances, others)]
 
 
 def similarity_task(n, generator):
     firsts, stances = draw_reviews(n, generator)
     seconds, others = draw_reviews(n, generator)
-    return ([similarity(encode(a[0]), encode(b[0]), SPECIAL) for a, b in zip(firsts, seconds)], [int(s == o) for s, o in zip(stances, others)])
+    examples = [similarity(encode(a[0]), encode(b[0]), SPECIAL) for a, b in zip(firsts, seconds)]
+    return examples, [int(s == o) for s, o in zip(stances, others)]
 
 
 def multiple_choice_task(n, generator):
@@ -385,31 +414,40 @@ def multiple_choice_task(n, generator):
 
 
 LABELLED, TRIED = lesson.pick(full=256, quick=16), lesson.pick(full=300, quick=40)
-TASKS = {"entailment": (entailment_task, 2, 1 / 2), "similarity": (similarity_task, 2, 1 / 2), "multiple choice": (multiple_choice_task, 1, 1 / 4)}
+TASK_STEPS = lesson.pick(full=240, quick=3)
+TASKS = {"entailment": (entailment_task, 2), "similarity": (similarity_task, 2), "multiple choice": (multiple_choice_task, 1)}
+BLIND = 1 / 2                                                           # what can be had without reading the looks, in each of them
+noise = 4 * (BLIND * (1 - BLIND) / TRIED) ** 0.5
 results = {}
-for task, (draw_task, n_classes, chance) in TASKS.items():
+for task, (draw_task, n_classes) in TASKS.items():
     drawn, answers = draw_task(LABELLED, lesson.generator)
     tried, truths = draw_task(TRIED, lesson.generator)
     print(f"\n  {task}, answer {answers[0]}:")
     for sequence in drawn[0]:
         print("    " + "".join(NAMES[token] for token in sequence))
     batch, test = (*pad(drawn), torch.tensor(answers)), (*pad(tried), torch.tensor(truths))
-    results[task] = [accuracy(learn(base, n_classes, batch, lesson.pick(full=80, quick=3), 0.5, lesson.seed), test)
-                     for base in (gpt, GPT(CONFIG, torch.Generator().manual_seed(lesson.seed)).to(lesson.device))]
-    noise = 4 * (chance * (1 - chance) / TRIED) ** 0.5
-    lesson.claim(f"{task}: pre-trained, above chance and above from scratch", results[task][0] > chance + noise and results[task][0] > results[task][1],
-                 f"{results[task][0]:.1%} of {TRIED} fresh examples with {LABELLED} labels; from scratch {results[task][1]:.1%}; "
-                 f"chance {chance:.0%} ± {noise:.0%}", full_run=True)
+    results[task], by_heart = [], []
+    for base in (gpt, GPT(CONFIG, torch.Generator().manual_seed(lesson.seed)).to(lesson.device)):
+        model = learn(base, n_classes, batch, TASK_STEPS, 0.5, lesson.seed)
+        results[task].append(accuracy(model, test))
+        by_heart.append(accuracy(model, batch))
+    pretrained, untrained = results[task]
+    lesson.claim(f"{task}: pre-trained, above what can be had without the looks", pretrained > BLIND + noise,
+                 f"{pretrained:.1%} of {TRIED} fresh examples with {LABELLED} labels, from scratch {untrained:.1%} "
+                 f"(of its own labels {by_heart[1]:.0%}); without the looks {BLIND:.0%} ± {noise:.0%}", full_run=True)
+above = [results[task][0] - results[task][1] for task in ("entailment", "similarity")]
+lesson.claim("entailment and similarity: at least 10 points above from scratch", min(above) > 0.1,
+             f"entailment {above[0]:+.0%}, similarity {above[1]:+.0%}", full_run=True)
 
 # %%
 fig, axes = plotting.figure(7, 3.4)
 for shift, which, colour, name in ((-0.2, 1, plotting.COLOURS[4], "from scratch"), (0.2, 0, plotting.COLOURS[0], "pre-trained")):
-    bars = axes.bar([i + shift for i in range(3)], [results[task][which] for task in TASKS], 0.38, color=colour, label=f"{name}, {LABELLED} labels")
-    axes.bar_label(bars, fmt=lambda x: f"{x:.0%}", label_type="center", color="black" if which else "white")
-for i, (_, _, chance) in enumerate(TASKS.values()):
-    axes.plot([i - 0.42, i + 0.42], [chance, chance], color="black", linestyle=":", label="chance" if i == 0 else None)
+    heights = [results[task][which] for task in TASKS]
+    bars = axes.bar([i + shift for i in range(3)], heights, 0.38, color=colour, label=f"{name}, {LABELLED} labels")
+    axes.bar_label(bars, fmt=lambda x: f"{x:.0%}", padding=2)
+axes.axhline(BLIND, color="black", linestyle=":", label="without the looks")
 axes.set_xticks(range(3), list(TASKS))
-axes.set(ylabel=f"accuracy on {TRIED} fresh examples", ylim=(0, 1.2), yticks=[0, 0.25, 0.5, 0.75, 1], title="One model, three more tasks")
+axes.set(ylabel=f"accuracy on {TRIED} fresh examples", ylim=(0, 1.27), yticks=[0, 0.25, 0.5, 0.75, 1], title="One model, three more tasks")
 axes.legend(ncols=3, loc="upper center")
 lesson.figure(fig, "tasks")
 

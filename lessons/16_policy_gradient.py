@@ -3,8 +3,9 @@
 You will see    ∇J(θ) = E_τ[ Σₜ ∇ log π_θ(aₜ|sₜ) · R(τ) ] hold to 1e-9; the shortcut that looks right and is not, and by how much;
                 which changes to R leave the gradient alone and which do not; the noise that is left; REINFORCE, down to the optimum.
 Source          course D, "RL and LLMs", from J(θ) to the REINFORCE box; Williams 1992; Sutton and Barto 2018, ch. 13.
-Expect          about 8 s on two cores (quick: about 5 s); every check passes; the shortcut's cosine to ∇J is 0.88; the error falls as N to the
-                power −0.50; the exact V(s) leaves 3.4 times less noise than no baseline; REINFORCE ends 2e-4 nats from the best policy.
+Expect          about 8 s on two cores (quick: about 5 s); every check passes. With seed 0 the shortcut's cosine to ∇J is 0.88; the error
+                falls as N to the power −0.50; the exact V(s) leaves 3.4 times less noise than no baseline; REINFORCE ends
+                2e-4 nats from the best policy.
 Not here        a reward learned from people (lesson 17); using samples more than once (PPO, lesson 18).
 """
 # %%
@@ -69,7 +70,8 @@ def slopes(f, theta, h=1e-5):
 
 
 true_gradient = slopes(J, theta)                                        # (120,) ∇J, by finite differences
-print(f"  81 trajectories, θ has {theta.numel()} numbers; J = {J(theta):.3f}; the best answers have R = {R.max():.0f}; |∇J| = {true_gradient.norm():.3f}")
+print(f"  81 trajectories, θ has {theta.numel()} numbers; J = {J(theta):.3f}; the best answers have R = {R.max():.0f}; "
+      f"|∇J| = {true_gradient.norm():.3f}")
 
 # %% [markdown]
 # ## 2. The world drops out
@@ -133,7 +135,9 @@ lesson.check("∇J = E[∇ log P(τ) · R(τ)]", (P * R) @ score, true_gradient,
 #     (1/N) Σᵢ ∇P(τᵢ) R(τᵢ)  →  Σ_τ P(τ) ∇P(τ) R(τ) = ∇ ½ Σ_τ P(τ)² R(τ)              since ∇P² = 2 P ∇P
 #
 # It converges to a gradient, but of something else. With all answers equally likely, P = 1/81, it is ∇J/81: just too short. Away
-# from there it also points elsewhere, because answers that are likely already are counted even more.
+# from there it also points elsewhere, because answers that are likely already are counted even more. Sharpen θ until a few answers
+# hold nearly all of P, and with R as it is both directions may come together again. That is luck, of where the reward's zero lies:
+# R + 5 has the same ∇J, and there the shortcut makes likelier whatever is likely, for every answer is worth something.
 
 # %%
 wrong = (P * R) @ grad_P
@@ -153,8 +157,8 @@ def cosine(a, b):
     return (a @ b / (a.norm() * b.norm())).item()
 
 
-print(f"      ∇J is {(true_gradient - wrong).norm() / typical:,.0f} typical errors away: the limit is {true_gradient.norm() / wrong.norm():.0f} times "
-      f"too short, with cosine {cosine(wrong, true_gradient):.2f} to ∇J")
+print(f"      ∇J is {(true_gradient - wrong).norm() / typical:,.0f} typical errors away: "
+      f"the limit is {true_gradient.norm() / wrong.norm():.0f} times too short, with cosine {cosine(wrong, true_gradient):.2f} to ∇J")
 sharpness = torch.linspace(0, 4, 17)
 direction = {shift: [] for shift in (0, 5)}                             # a constant added to R
 for scale in sharpness:
@@ -165,7 +169,8 @@ for scale in sharpness:
 moved = (P * (R + 5)) @ score
 lesson.check("R + 5 leaves ∇J alone", moved, true_gradient, atol=1e-9, source="part 5")
 lesson.claim("the shortcut's direction is wrong, more so when R is shifted", direction[0][4] < 0.98 and direction[5][4] < direction[0][4],
-             f"cosine {direction[0][4]:.2f} to ∇J at this θ, {direction[5][4]:.2f} with R + 5, {direction[0][16]:.2f} at 4θ")
+             f"cosine {direction[0][4]:.2f} to ∇J at this θ, {direction[5][4]:.2f} with R + 5; "
+             f"{direction[0][16]:.2f} at 4θ, {direction[5][16]:.2f} with R + 5")
 
 # %% [markdown]
 # ## 5. What may be subtracted
@@ -173,9 +178,9 @@ lesson.claim("the shortcut's direction is wrong, more so when R is shifted", dir
 #
 #     E_a[∇ log π(a|s)] = Σ_a π(a|s) ∇ log π(a|s) = Σ_a ∇π(a|s) = ∇1 = 0                        in every state s
 #
-# Hence a *baseline* b(sₜ) that does not look at aₜ may be subtracted from R at no cost: E[∇ log π(aₜ|sₜ) b(sₜ)] = E[b(sₜ) · 0] = 0. And what was
-# earned before step t is known in sₜ, so it is such a baseline too: each action may answer for the *reward to go* alone, Gₜ = Σ_{k≥t} rₖ.
-# A baseline that looks at aₜ is not free. Try the most tempting, the exact Q(s, a) = E[Gₜ | sₜ, aₜ]:
+# Hence a *baseline* b(sₜ) that does not look at aₜ may be subtracted from R at no cost: E[∇ log π(aₜ|sₜ) b(sₜ)] = E[b(sₜ) · 0] = 0.
+# And what was earned before step t is known in sₜ, so it is such a baseline too: each action may answer for the *reward to go* alone,
+# Gₜ = Σ_{k≥t} rₖ. A baseline that looks at aₜ is not free. Try the most tempting, the exact Q(s, a) = E[Gₜ | sₜ, aₜ]:
 
 # %%
 def expected_gradient(weights):
@@ -200,7 +205,8 @@ some_b = torch.randn(len(theta), generator=lesson.generator)[state]     # (81, T
 lesson.check("E[∇ log π] = 0", expected_gradient(torch.ones_like(r)), torch.zeros(120), atol=1e-12, source="D: baseline")
 for name, weights in (("any b(s)", whole - some_b), ("reward to go", to_go), ("reward to go − V(s)", to_go - value)):
     lesson.check(f"{name}: the gradient stays ∇J", expected_gradient(weights), true_gradient, atol=1e-9, source="D: baseline")
-lesson.check("b = Q(s, a) takes the whole gradient away", expected_gradient(to_go - q_value), torch.zeros(120), atol=1e-12, source="D: baseline")
+nothing = expected_gradient(to_go - q_value)
+lesson.check("b = Q(s, a) takes the whole gradient away", nothing, torch.zeros(120), atol=1e-12, source="D: baseline")
 half = expected_gradient(to_go - q_value / 2)
 print(f"      with b = Q/2 half of it: |E| = {half.norm():.3f} of {true_gradient.norm():.3f}. A baseline must not know the action")
 
@@ -208,8 +214,8 @@ print(f"      with b = Q/2 half of it: |E| = {half.norm():.3f} of {true_gradient
 # With several answers to the same prompt, the others make a baseline. Draw G and give each the mean of *the others* (leave one out):
 # it knows nothing of the answer's own action, so it is free. The mean of all G holds the answer's own R with weight 1/G, so it is
 # a baseline that looks at the action, and takes away 1/G of the gradient: what is left is (G − 1)/G of it, a shorter step in the right
-# direction. Dividing by the group's standard deviation, as GRPO does (Shao et al. 2024), weighs each group differently: one that holds a rare,
-# very good answer counts no more than others. That turns the direction. For G = 3 all 81³ = 531,441 groups can be listed:
+# direction. Dividing by the group's standard deviation, as GRPO does (Shao et al. 2024), weighs each group differently: one that
+# holds a rare, very good answer counts no more than others. That turns the direction. For G = 3 all 81³ = 531,441 groups can be listed:
 
 # %%
 G = 3
@@ -229,8 +235,8 @@ leave_one_out = advantages_over(R[groups], "leave_one_out")             # (81³,
 group_mean = advantages_over(R[groups], "mean")
 lesson.check("leave-one-out: the gradient stays ∇J", group_gradient(leave_one_out), true_gradient, atol=1e-9, source="Kool et al. 2019")
 lesson.check("group mean: exactly (G−1)/G of it", group_gradient(group_mean), true_gradient * 2 / 3, atol=1e-9, source="Kool et al. 2019")
-turned = {}
-for name, rewards in (("R", R), ("R and 10 more for one rare answer", R + 10 * (torch.arange(81) == P.argsort()[60]))):
+turned, chosen = {}, P.argsort()[60]
+for name, rewards in (("R", R), (f"R and 10 more for one answer of probability {P[chosen]:.1%}", R + 10 * (torch.arange(81) == chosen))):
     spread = rewards[groups].std(1, keepdim=True).clamp(min=1e-9)       # where it is 0, so is the advantage
     turned[name] = cosine(group_gradient(advantages_over(rewards[groups], "mean") / spread), (P * rewards) @ score)
 lesson.claim("dividing by the group's standard deviation turns it", min(turned.values()) < 0.95,
@@ -247,8 +253,9 @@ one_answer = R[:, None] * score                                         # (81, 1
 variance = (P @ one_answer.square().sum(1) - true_gradient.square().sum()).item()         # its trace, exactly
 errors = []
 for n in sizes:
-    counts = torch.stack([P.multinomial(n, replacement=True, generator=lesson.generator).bincount(minlength=81) for _ in range(repetitions)])
-    estimates = counts.double() @ one_answer / n                          # (repetitions, 120)
+    draws = [P.multinomial(n, replacement=True, generator=lesson.generator) for _ in range(repetitions)]
+    counts = torch.stack([drawn.bincount(minlength=81) for drawn in draws]).double()                     # (repetitions, 81)
+    estimates = counts @ one_answer / n                                 # (repetitions, 120)
     errors.append((estimates - true_gradient).square().sum(1).mean().sqrt().item())
 x, y = torch.tensor(sizes).double().log(), torch.tensor(errors).log()
 slope = ((x - x.mean()) @ (y - y.mean()) / (x - x.mean()).square().sum()).item()
@@ -257,7 +264,8 @@ lesson.claim("error ∝ N^−½: the fitted exponent is −0.5 ± 0.05", abs(slo
 fig, panels = plotting.figure(12, 4.2, columns=2)
 for shift, cosines in direction.items():
     panels[0].plot(sharpness, cosines, marker="o" if shift else "s", markersize=4, label=f"reward R + {shift}" if shift else "reward R")
-panels[0].set(xlabel="θ multiplied by (0: all answers alike)", ylabel="cosine to ∇J", title="The mean of ∇P·R points elsewhere", ylim=(-1.05, 1.05))
+panels[0].set(xlabel="θ multiplied by (0: all answers alike)", ylabel="cosine to ∇J", ylim=(-1.05, 1.05))
+panels[0].set_title("The mean of ∇P·R points elsewhere")
 panels[0].axhline(0, color="black", linewidth=0.8, linestyle="-")
 panels[0].legend(loc="lower right")
 panels[1].loglog(sizes, [(variance / n) ** 0.5 for n in sizes], color="black", linestyle=":", label="√(variance / N), exactly")
@@ -271,10 +279,11 @@ lesson.figure(fig, "wrong_and_noisy")
 # A baseline is free in the mean; what it does to the noise is its point. Which constant is best? With g = ∇ log P(τ), the second moment is
 # E|g (R − b)|² = E[|g|² R²] − 2b E[|g|² R] + b² E[|g|²], and the mean does not depend on b. So the derivative in b is 0 at
 #
-#     b* = E[|g|² R] / E[|g|²]                  (Greensmith et al. 2004): near E[R] = J, but weighed, since a noisy g should meet a small R − b
+#     b* = E[|g|² R] / E[|g|²]            (Greensmith et al. 2004): near E[R] = J, but weighed, since a noisy g should meet a small R − b
 #
 # Below, gradients from three answers each, by the variance that is left, relative to the squared length of the gradient (so that
-# a shorter step counts as no gain). Bars: by listing all triples. Dots: from triples drawn.
+# a shorter step counts as no gain). Bars: by listing all triples. Dots: from triples drawn. Leave-one-out lies between none and b*: it
+# asks for no expectation, but its baseline is the mean of two answers only, and brings their noise with it. More answers bring less.
 
 # %%
 norms = score.square().sum(1)                                           # (81,) |g|²
@@ -292,7 +301,7 @@ lowest = (left - right) / (2 * (left + right - 2 * middle))
 lesson.check("b* = E[|g|²R] / E[|g|²] is the parabola's lowest point", b_star, lowest, atol=1e-9, source="Greensmith et al. 2004")
 print(f"      b* = {b_star:.3f}, J = {J(theta):.3f}")
 
-steps = torch.autograd.functional.jacobian(lambda theta: step_logprobs(theta), theta).flatten(2)         # (81, T, 120) ∇ log π, step by step
+steps = torch.autograd.functional.jacobian(step_logprobs, theta).flatten(2)                         # (81, T, 120) ∇ log π, step by step
 says = {                                                                # (81, 120) each: what one answer says
     "no baseline": one_answer, "best constant b*": score * (R - b_star)[:, None],
     "reward to go": (steps * to_go[..., None]).sum(1), "reward to go − V(s)": (steps * (to_go - value)[..., None]).sum(1),
@@ -305,18 +314,27 @@ def relative(second_moment, mean):
     return (second_moment / mean.square().sum() - 1).item()
 
 
-exact, sampled = {}, {}
+def from_triples(estimates, mean):
+    """The noise of sampled gradients (n, 120), and how far such a number typically is from the exact one: its standard error."""
+    squares = estimates.square().sum(1)                                 # (n,)
+    return relative(squares.mean(), mean), (squares.std() / len(squares) ** 0.5 / mean.square().sum()).item()
+
+
+exact, sampled, typical_error = {}, {}, {}
 for name, g in says.items():
     mean = P @ g
     exact[name] = relative(mean.square().sum() + (P @ g.square().sum(1) - mean.square().sum()) / G, mean)
-    sampled[name] = relative(g[triples].mean(1).square().sum(1).mean(), mean)
-squares = sum(leave_one_out[:, i] * leave_one_out[:, j] * gram[groups[:, i], groups[:, j]] for i in range(G) for j in range(G)) / G**2       # (81³,) |ĝ|²
+    sampled[name], typical_error[name] = from_triples(g[triples].mean(1), mean)
+squares = sum(leave_one_out[:, i] * leave_one_out[:, j] * gram[groups[:, i], groups[:, j]]
+              for i in range(G) for j in range(G)) / G**2               # (81³,) |ĝ|²
 exact["leave-one-out"] = relative(P_groups @ squares, true_gradient)
 of_triples = (advantages_over(R[triples], "leave_one_out")[..., None] * score[triples]).mean(1)          # (n, 120)
-sampled["leave-one-out"] = relative(of_triples.square().sum(1).mean(), true_gradient)
+sampled["leave-one-out"], typical_error["leave-one-out"] = from_triples(of_triples, true_gradient)
 order = ["no baseline", "leave-one-out", "best constant b*", "reward to go", "reward to go − V(s)"]
 for name in order:
-    print(f"      {name:<20} noise {exact[name]:6.2f} exact, {sampled[name]:6.2f} sampled")
+    print(f"      {name:<20} noise {exact[name]:6.2f} exact, {sampled[name]:6.2f} ± {typical_error[name]:.2f} sampled")
+misses = [(sampled[name] - exact[name]) / typical_error[name] for name in order]
+lesson.check("noise: triples drawn = triples listed (in standard errors)", misses, [0.0] * 5, atol=4, source="D: baseline")
 lesson.claim("every improvement is quieter than none", all(exact[name] < exact["no baseline"] for name in order[1:]),
              ", ".join(f"{name} {exact[name]:.1f}" for name in order))
 lesson.claim("and the exact V(s) with reward to go is the quietest", min(exact, key=exact.get) == order[-1],
@@ -354,15 +372,17 @@ for step in range(lesson.pick(full=300, quick=100)):
         estimate.index_add_(0, state[lived, t], grad_log_pi[lived, t] * returns[:, None] / 100)
     learned = learned + 2.0 * estimate                                                  # 5. θ ← θ + η ∇J
     curve.append(J(learned).item())
-print(f"  J: {J(torch.zeros_like(theta)):.3f} at first, " + ", ".join(f"{curve[i - 1]:.3f} after {i} steps" for i in (10, 30, 100, 300) if i <= len(curve)))
-lesson.claim("the five steps climb to the best answers", curve[-1] > 1.9, f"J = {curve[-1]:.3f}; R of the best is {R.max():.0f}", full_run=True)
+climb = [f"{curve[i - 1]:.3f} after {i} steps" for i in (10, 30, 100, 300) if i <= len(curve)]
+print(f"  J: {J(torch.zeros_like(theta)):.3f} at first, " + ", ".join(climb))
+lesson.claim("the five steps climb to the best answers", curve[-1] > 1.9,
+             f"J = {curve[-1]:.3f}; R of the best is {R.max():.0f}", full_run=True)
 
 # %% [markdown]
-# The same in the library's words, and with what alignment adds (course D; lesson 18): answers that end with a stop token, a reference policy
-# and a price β on leaving it, R(y) = score(y) − β log(π(y)/π_ref(y)). Then the best policy is no longer a single answer but π* ∝ π_ref e^{score/β},
-# and lesson 18 shows why. Here it is a target: how far from π* does REINFORCE end, in nats? `minigpt.alignment.exact` lists all 31 answers for
-# the judgment, `Reinforce` samples and knows nothing of the list. At π* the R above is the same for every answer, β log Z. So with
-# a baseline the noise ends where the learning ends; without one, it does not.
+# The same in the library's words, and with what alignment adds (course D; lesson 18): answers that end with a stop token, a reference
+# policy and a price β on leaving it, R(y) = score(y) − β log(π(y)/π_ref(y)). Then the best policy is no longer a single answer but
+# π* ∝ π_ref e^{score/β}, and lesson 18 shows why. Here it is a target: how far from π* does REINFORCE end, in nats?
+# `minigpt.alignment.exact` lists all 31 answers for the judgment, `Reinforce` samples and knows nothing of the list. At π* the R above
+# is the same for every answer, β log Z. So with a baseline the noise ends where the learning ends; without one, it does not.
 
 # %%
 prompt, STOP, beta = torch.tensor([0]), 0, 0.5
@@ -374,9 +394,11 @@ with torch.no_grad():
     ref_logprobs = answer_logprobs(reference, tokens, mask)
     best, _ = optimal_policy(ref_logprobs, worth, beta)
 constant = beta * math.log(sum(math.exp(l + w / beta) for l, w in zip(ref_logprobs.tolist(), worth.tolist())))       # β log Z
-lesson.check("at π* every answer's R is β log Z", worth - beta * (best - ref_logprobs), torch.full_like(worth, constant), atol=1e-9, source="D: RLHF")
+R_best = worth - beta * (best - ref_logprobs)                           # (31,) R under π*
+lesson.check("at π* every answer's R is β log Z", R_best, torch.full_like(worth, constant), atol=1e-9, source="D: RLHF")
 worth_of = dict(zip(map(tuple, tokens.tolist()), worth))
-task = Task(prompts=lambda n, generator: prompt.expand(n, 1), score=lambda tokens, mask: torch.stack([worth_of[tuple(row)] for row in tokens.tolist()]),
+task = Task(prompts=lambda n, generator: prompt.expand(n, 1),
+            score=lambda tokens, mask: torch.stack([worth_of[tuple(row)] for row in tokens.tolist()]),
             reference=reference, max_new_tokens=T, stop_token=STOP, beta=beta)
 
 distance = {}
@@ -384,16 +406,18 @@ for baseline in ("none", "leave_one_out"):
     policy = Table(V, 1 + T, V)
     policy.load_state_dict(reference.state_dict())
     agent = Reinforce(policy, task, n_prompts=32, n_samples=4, baseline=baseline)
-    training = TrainingConfig(max_steps=lesson.pick(full=600, quick=100), learning_rate=0.05, weight_decay=0, evaluate_every=10, seed=lesson.seed)
+    training = TrainingConfig(max_steps=lesson.pick(full=600, quick=100), learning_rate=0.05, weight_decay=0, evaluate_every=10,
+                              seed=lesson.seed)
     rows = list(train(policy, agent.next_batch, agent.loss, training, progress=False,
                       evaluate=lambda policy: {"kl": kl_divergence(answer_logprobs(policy, tokens, mask), best).item()}))
     distance[baseline] = rows
-    print(f"  {baseline:<14} KL(π‖π*) from {rows[0]['kl']:.2f} to {rows[-1]['kl']:.1e} nats in {rows[-1]['step'] * 128:,} answers; the last batch: "
-          + ", ".join(f"{k} {v:.2f}" for k, v in agent.seen.items()))
+    print(f"  {baseline:<14} KL(π‖π*) from {rows[0]['kl']:.2f} to {rows[-1]['kl']:.1e} nats in {rows[-1]['step'] * 128:,} answers; "
+          "the last batch: " + ", ".join(f"{k} {v:.2f}" for k, v in agent.seen.items()))
 lesson.claim("REINFORCE with leave-one-out ends within 1e-3 nats of π*", distance["leave_one_out"][-1]["kl"] <= 1e-3,
              f"KL(π‖π*) = {distance['leave_one_out'][-1]['kl']:.1e}", full_run=True)
 far, near = (distance[baseline][-1]["kl"] for baseline in ("none", "leave_one_out"))
-lesson.claim("without a baseline it stays farther away, at least three times", far > 3 * near, f"KL(π‖π*) = {far:.1e}, {far / near:.0f} times as far", full_run=True)
+lesson.claim("without a baseline it stays farther away, at least three times", far > 3 * near,
+             f"KL(π‖π*) = {far:.1e}, {far / near:.0f} times as far", full_run=True)
 
 fig, panels = plotting.figure(12, 4, columns=2)
 panels[0].plot(range(1, len(curve) + 1), curve, label="the five steps, with 100 answers each time")

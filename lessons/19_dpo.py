@@ -1,12 +1,13 @@
 """Lesson 19: DPO, or why the reward model was in the policy all along.
 
-You will see    the step from π* to a reward that is a log-ratio, with Z gone; the loss and its gradient; log-probabilities of whole answers and
-                the three ways to get them wrong; the gradient that is 0 at π* with sums and not with means; a GPT that DPO brings to π*;
-                and a preferred answer whose probability falls although everything works.
+You will see    the step from π* to a reward that is a log-ratio, with Z gone; the loss and its gradient; log-probabilities of whole
+                answers and the three ways to get them wrong; the gradient that is 0 at π* with sums and not with means; a GPT that DPO
+                brings to π*; and a preferred answer whose probability falls although everything works.
 Source          course B, "DPO"; Rafailov et al. 2023, eqs. 4–7 and §4.
-Expect          2 minutes on one core (12 s with --quick). KL(π‖π*) falls from 1.9 to between 0.010 and 0.013 nats in 460,800 fresh pairs; with means
-                in place of sums the exact optimum lies 0.43 nats away; 200 pairs read again and again take log π(chosen) from −3.5 to −4.3.
-Not here        what many small deviations do to a learned reward (lesson 20); one preference set for a whole assistant (lesson 21).
+Expect          2 minutes on one core (12 s with --quick). KL(π‖π*) falls from 1.9 to between 0.010 and 0.013 nats in 460,800 fresh pairs;
+                with means in place of sums the exact optimum lies 0.43 nats away; 200 pairs read again and again take
+                log π(chosen) from −3.6 to −4.3 (both: seed 0).
+Not here        what many small deviations do to a learned reward; one preference set for a whole assistant.
 
 Shapes: N answers, B pairs, T time, V vocabulary.
 """
@@ -23,7 +24,7 @@ from minigpt.alignment import replies
 from minigpt.alignment.dpo import DPO, dpo_loss, implicit_reward, score_pairs
 from minigpt.alignment.exact import Table, answer_logprobs, gradient, kl_divergence, list_answers, optimal_policy, slopes, tabulate
 from minigpt.alignment.logprobs import sequence_logprobs
-from minigpt.alignment.preferences import compare, preference_probability
+from minigpt.alignment.preferences import accuracy_ceiling, compare, preference_probability
 from minigpt.alignment.rollouts import rollout
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train
@@ -59,15 +60,19 @@ reward = torch.randn(62, dtype=torch.float64, generator=lesson.generator) * 1.5 
 solved = [optimal_policy(ref[prompt_of == x], reward[prompt_of == x], BETA) for x in (0, 1)]
 best, log_z = torch.cat([logp for logp, _ in solved]), torch.stack([z for _, z in solved])[prompt_of]
 normaliser = torch.tensor([sum(math.exp(ref[i] + reward[i] / BETA) for i in range(62) if prompt_of[i] == x) for x in (0, 1)])
-lesson.check("r = β log(π*/π_ref) + β log Z, Z summed by hand", implicit_reward(best, ref, BETA) + BETA * normaliser.log()[prompt_of], reward, atol=1e-6, source="B: DPO; Rafailov et al. 2023, eq. 5")
+from_the_policy = implicit_reward(best, ref, BETA) + BETA * normaliser.log()[prompt_of]
+lesson.check("r = β log(π*/π_ref) + β log Z, Z summed by hand", from_the_policy, reward, atol=1e-6,
+             source="B: DPO; Rafailov et al. 2023, eq. 5")
 
 same = prompt_of[:, None] == prompt_of[None, :]                         # (62, 62) pairs to the same prompt
 with_z = preference_probability(reward[:, None], reward[None, :])
 r_hat = implicit_reward(best, ref, BETA)
 without_z = preference_probability(r_hat[:, None], r_hat[None, :])
-lesson.check("Z cancels: the same preferences from log-ratios alone", without_z[same], with_z[same], atol=1e-12, source="B: DPO; Rafailov et al. 2023, eq. 6")
+lesson.check("Z cancels: the same preferences from log-ratios alone", without_z[same], with_z[same], atol=1e-12,
+             source="B: DPO; Rafailov et al. 2023, eq. 6")
 off = (without_z - with_z)[~same].abs().max()
-print(f"    log Z: {log_z[0]:.3f} and {log_z[-1]:.3f}; between answers to *different* prompts it would not cancel, and preferences would be off by up to {off:.2f}")
+print(f"    log Z: {log_z[0]:.3f} and {log_z[-1]:.3f}; between answers to *different* prompts it would not cancel, "
+      f"and preferences would be off by up to {off:.2f}")
 
 # %% [markdown]
 # ## 2. The loss and its gradient
@@ -94,12 +99,14 @@ def pair_loss(table):
 now = answer_logprobs(policy, tokens, mask)
 m = (BETA * ((now[w] - ref[w]) - (now[l] - ref[l]))).detach()
 formula = -(BETA / (1 + m.exp()) / 3)[:, None] * torch.stack([gradient(policy, now[a] - now[b]) for a, b in zip(w, l)])
-lesson.check("∇L = −β σ(−m) (∇log π(y⁺) − ∇log π(y⁻))", formula.sum(0), slopes(pair_loss, policy), atol=1e-8, source="B: DPO; Rafailov et al. 2023, §4")
+lesson.check("∇L = −β σ(−m) (∇log π(y⁺) − ∇log π(y⁻))", formula.sum(0), slopes(pair_loss, policy), atol=1e-8,
+             source="B: DPO; Rafailov et al. 2023, §4")
 at_start = slopes(pair_loss, copy.deepcopy(reference))
 lesson.check("at π = π_ref: L = log 2", pair_loss(reference), torch.tensor(0.6931471805599453), atol=1e-7, source="B: DPO")
 lesson.claim("… and the gradient there is not 0", at_start.norm() > 0.1, f"its length is {at_start.norm():.3f}")
-lesson.check("swapping the labels: L(y⁺, y⁻) − L(y⁻, y⁺) = −m", torch.stack([dpo_loss(now[a], now[b], ref[a], ref[b], BETA) - dpo_loss(now[b], now[a], ref[b], ref[a], BETA)
-             for a, b in zip(w, l)]).detach(), -m, atol=1e-12, source="B: DPO")
+as_labelled, swapped = (torch.stack([dpo_loss(now[a], now[b], ref[a], ref[b], BETA) for a, b in zip(*order)]).detach()
+                        for order in ((w, l), (l, w)))                  # (3,) each
+lesson.check("swapping the labels: L(y⁺, y⁻) − L(y⁻, y⁺) = −m", as_labelled - swapped, -m, atol=1e-12, source="B: DPO")
 
 # %% [markdown]
 # ## 3. log π(y|x) of a whole answer: gather, mask, shift, sum
@@ -112,16 +119,19 @@ gpt = GPT(GPTConfig(V, 8, n_layers=2, n_heads=3, d_model=12), lesson.generator).
 with torch.no_grad():
     for parameter in gpt.parameters():
         parameter.mul_(8)                                               # far from even, so that a mistake shows
-    rows, counts = tokens[[2, 12, 40, 61]], mask[[2, 12, 40, 61]]       # (4, 5): four answers of different lengths
+    rows, counts = tokens[[0, 2, 5, 61]], mask[[0, 2, 5, 61]]           # (4, 5): answers of one, two, three and four tokens
     logits = gpt(rows)                                                  # (4, 5, V)
     shifted, targets, counted = logits[:, :-1].log_softmax(-1), rows[:, 1:], counts[:, 1:]
     gathered = shifted.gather(2, targets[..., None])[..., 0]            # (4, 4)
     by_steps = (gathered * counted).sum(1)                              # (4,)
-    one_by_one = torch.stack([sum(gpt(row[None, :t])[0, -1].log_softmax(0)[row[t]] for t in range(1, 5) if count[t]) for row, count in zip(rows, counts)])
+    one_by_one = torch.stack([sum(gpt(row[None, :t])[0, -1].log_softmax(0)[row[t]] for t in range(1, 5) if count[t])
+                              for row, count in zip(rows, counts)])     # (4,)
 lesson.check("shift, gather, mask, sum = one prefix at a time", by_steps, one_by_one, atol=1e-10, source="B: DPO in code")
 lesson.check("the library's sequence_logprobs", sequence_logprobs(logits, rows, counts), one_by_one, atol=1e-10, source="B: DPO in code")
-wrong = {"right": by_steps, "without the shift": (logits.log_softmax(-1).gather(2, rows[..., None])[..., 0] * counts).sum(1),
+unshifted = logits.log_softmax(-1).gather(2, rows[..., None])[..., 0]   # (4, 5)
+wrong = {"right": by_steps, "without the shift": (unshifted * counts).sum(1),
          "without the mask": gathered.sum(1), "mean for sum": by_steps / counted.sum(1)}
+print(f"    {'tokens':<18} " + "  ".join(f"{length:7}" for length in counted.sum(1).tolist()))
 for name, values in wrong.items():
     print(f"    {name:<18} " + "  ".join(f"{value:7.2f}" for value in values.tolist()))
 
@@ -146,14 +156,16 @@ def population_loss(table, mean):
 
 optimum = tabulate(tokens, mask, best, V)
 lesson.check("the table that holds π*", answer_logprobs(optimum, tokens, mask).detach(), best, atol=1e-10, source="B: π*")
-lesson.check("at π*, with sums: the gradient is 0", gradient(optimum, population_loss(optimum, mean=False)), torch.zeros(optimum.rows.numel()), atol=1e-12, source="B: DPO")
+at_rest = gradient(optimum, population_loss(optimum, mean=False))
+lesson.check("at π*, with sums: the gradient is 0", at_rest, torch.zeros_like(at_rest), atol=1e-12, source="B: DPO")
 astray = gradient(optimum, population_loss(optimum, mean=True)).norm().item()
 
 
 def settle(mean):
     """Where the loss over all pairs comes to rest: KL(π‖π*) in nats, the mean over both prompts."""
     table = copy.deepcopy(reference)
-    optimizer = torch.optim.LBFGS(table.parameters(), max_iter=3000, max_eval=4000, tolerance_grad=1e-11, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(table.parameters(), max_iter=3000, max_eval=4000, tolerance_grad=1e-11, tolerance_change=1e-16,
+                                  line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
@@ -176,9 +188,18 @@ lesson.claim("with means the gradient at π* is not 0, and training ends elsewhe
 # ## 5. A GPT, taught by pairs
 # The waiter of lessons 17 and 18 again, and the same π*. It depends on r/β only, so r may be doubled with β: customers who judge by 2R
 # are surer of themselves, and their labels say more; with β = 2 the goal has not moved. Each step: fresh prompts, two replies of the
-# present policy to each, one label a pair by the true reward's Bradley–Terry rule, one step of DPO. No reward model and no value model; the
-# loop is the one that trained the GPT of lesson 06. (The replies may come from anywhere: section 4's argument never asked. The
+# present policy to each, one label a pair by the true reward's Bradley–Terry rule, one step of DPO. No reward model and no value model;
+# the loop is the one that trained the GPT of lesson 06. (The replies may come from anywhere: section 4's argument never asked. The
 # present policy's are about the replies that matter.)
+#
+# No reward model, but not for nothing. 900 steps of 512 pairs are 921,600 replies, 7 times REINFORCE's 128,000 and 9 times PPO's
+# 102,400 in lesson 18, and customers as sure of themselves as ours have been made help. A label is one bit at most: which of two.
+# REINFORCE and PPO were told R itself.
+#
+# What to look for in a log of DPO, where no π* is known:
+# - `accuracy`, the share of pairs whose margin has the label's sign: not against 1, but against the labels' own ceiling (lesson 17).
+# - `margin`, chosen less rejected in implicit rewards: it must rise from 0. Here, on the policy's own replies, it then settles.
+# - `chosen` and `rejected`, mean log π in nats a reply: nothing in the loss asks `chosen` to rise, and section 6 sees it fall.
 
 # %%
 BETA = 2.0
@@ -202,26 +223,38 @@ def to_goal(policy):
         return {"to_goal": sum(kl_divergence(answer_logprobs(policy, t, m), g).item() for t, m, g in zip(everything, belongs, goal)) / 2}
 
 
+labels = {}                                                             # of the newest pairs: how often R itself would foresee them
+
+
 def fresh_pairs(source, n):
     def next_batch(generator):
         prompts = replies.customers(n, generator).repeat_interleave(2, 0).to(device)     # (2n, 1)
         said = rollout(source, prompts, replies.LONGEST, replies.STOP, generator=generator)
-        return compare(said, judged(said.tokens, said.mask), generator)
+        worth = judged(said.tokens, said.mask)                          # (2n,)
+        labels["ceiling"] = accuracy_ceiling(preference_probability(worth[0::2], worth[1::2]))
+        return compare(said, worth, generator)
     return next_batch
 
 
 policy = copy.deepcopy(waiter).requires_grad_(True)
 dpo = DPO(waiter, BETA)
-config = TrainingConfig(max_steps=lesson.pick(900, 40), learning_rate=7e-3, weight_decay=0.0, optimizer="muon", evaluate_every=20, seed=lesson.seed)
-online = [row | dpo.seen for row in train(policy, fresh_pairs(policy, PAIRS), dpo.loss, config, to_goal)]
-print("    KL(π‖π*): " + " → ".join(f"{row['to_goal']:.3f}" for row in online[::max(1, len(online) // 8)]) + f", after {online[-1]['step'] * PAIRS:,} pairs")
+config = TrainingConfig(max_steps=lesson.pick(900, 40), learning_rate=7e-3, weight_decay=0.0, optimizer="muon", evaluate_every=20,
+                        seed=lesson.seed)
+online = [row | dpo.seen | labels for row in train(policy, fresh_pairs(policy, PAIRS), dpo.loss, config, to_goal)]
+pairs_judged = online[-1]["step"] * PAIRS
+way = " → ".join(f"{row['to_goal']:.3f}" for row in online[::max(1, len(online) // 8)])
+print(f"    KL(π‖π*): {way}, after {pairs_judged:,} pairs, which are {2 * pairs_judged:,} replies")
 lesson.claim("DPO reaches the π* of REINFORCE and PPO", online[-1]["to_goal"] <= 0.02,
              f"KL(π‖π*) = {online[-1]['to_goal']:.4f} nats; it began at {online[0]['to_goal']:.2f}", full_run=True)
+names = ("accuracy", "ceiling", "margin", "chosen", "rejected")
+print("    " + f"{'replies':>9}" + "".join(f"{name:>10}" for name in names))
+for row in (*online[1:-1:9], online[-1]):
+    print("    " + f"{2 * row['step'] * PAIRS:9,}" + "".join(f"{row[name]:10.3f}" for name in names))
 
 # %% [markdown]
 # ## 6. "The preferred answer must become likelier." No.
-# The loss holds only the margin. Three answers, each described by one number φ, and a policy π(y) ∝ e^{θφ(y)}: *good* has φ = 1, *bad* 0, and
-# *superb*, of which no pair speaks, 2. One pair: good ≻ bad. The only way to raise the margin is θ up, and then
+# The loss holds only the margin. Three answers, each described by one number φ, and a policy π(y) ∝ e^{θφ(y)}: *good* has φ = 1,
+# *bad* 0, and *superb*, of which no pair speaks, 2. One pair: good ≻ bad. The only way to raise the margin is θ up, and then
 #
 #     d log π(good)/dθ = φ(good) − E[φ] = 1 − E[φ]
 #
@@ -242,11 +275,21 @@ walk = torch.tensor(walk, dtype=torch.float64)                          # (40, 5
 p = [[math.exp(t * f) / sum(math.exp(t * g) for g in (1, 0, 2)) for f in (1, 0, 2)] for t in walk[:, 0].tolist()]
 expected_slope = torch.tensor([1 - (a + 2 * c) for a, _, c in p], dtype=torch.float64)
 step = 1e-5
-finite = torch.tensor([(math.log(math.exp(t + step) / (math.exp(t + step) + 1 + math.exp(2 * (t + step)))) - math.log(math.exp(t - step) / (math.exp(t - step) + 1 + math.exp(2 * (t - step))))) / (2 * step)
-                       for t in walk[:, 0].tolist()], dtype=torch.float64)
+
+
+def log_good(t):
+    """log π(good) at θ = t."""
+    return math.log(math.exp(t) / (math.exp(t) + 1 + math.exp(2 * t)))
+
+
+finite = torch.tensor([(log_good(t + step) - log_good(t - step)) / (2 * step) for t in walk[:, 0].tolist()], dtype=torch.float64)
 lesson.check("d log π(good)/dθ = 1 − E[φ]", expected_slope, finite, atol=1e-8, source="B: DPO")
-lesson.claim("three answers: the margin rises at every step, and the preferred answer's probability falls", bool((walk[1:, 1] > walk[:-1, 1]).all() and (walk[2:, 2] < walk[1:-1, 2]).all()),
-             f"margin {walk[0, 1]:.2f} → {walk[-1, 1]:.2f}; π(good) {walk[0, 2].exp():.2f} → {walk[-1, 2].exp():.2f}, π(bad) {walk[0, 3].exp():.2f} → {walk[-1, 3].exp():.3f}, π(superb) {walk[0, 4].exp():.2f} → {walk[-1, 4].exp():.2f}")
+margins, good = walk[:, 1], walk[:, 2]
+begin, end = walk[0, 2:].exp().tolist(), walk[-1, 2:].exp().tolist()
+lesson.claim("three answers: the margin rises at every step, and the preferred answer's probability falls",
+             bool((margins[1:] > margins[:-1]).all() and (good[2:] < good[1:-1]).all()),
+             f"margin {margins[0]:.2f} → {margins[-1]:.2f}; π(good) {begin[0]:.2f} → {end[0]:.2f}, π(bad) {begin[1]:.2f} → {end[1]:.3f}, "
+             f"π(superb) {begin[2]:.2f} → {end[2]:.2f}")
 
 # %% [markdown]
 # Then the waiter, on a fixed set of pairs as one would buy it: 200 pairs of π_ref's replies, gone through again and again.
@@ -265,30 +308,35 @@ def on_the_set(model):
 
 offline = list(train(offline_policy, lambda generator: bought, offline_dpo.loss, config, on_the_set))
 fig, (left, right) = plotting.figure(11, 4.2, columns=2)
-left.plot([row["step"] * PAIRS for row in online], [row["to_goal"] for row in online], label="DPO, fresh pairs")
+left.plot([2 * row["step"] * PAIRS for row in online], [row["to_goal"] for row in online], label="DPO, fresh pairs")
 left.axhline(0.02, color="black", linestyle=":", linewidth=1.2, label="0.02 nats")
-left.set(yscale="log", xlabel="pairs judged", ylabel="KL(π‖π*), nats a reply (exact)", title="Towards the best policy")
+left.xaxis.set_major_formatter("{x:,.0f}")
+left.set(yscale="log", xlabel="replies sampled (two a label)", ylabel="KL(π‖π*), nats a reply (exact)", title="Towards the best policy")
 left.legend()
 for name in ("chosen", "rejected"):
     right.plot([row["step"] for row in offline], [row[name] for row in offline], label=f"{name} replies")
-right.set(xlabel="optimizer steps on the same 200 pairs", ylabel="mean log π(y|x), nats a reply", title="Both fall; only the gap is in the loss")
+right.set(xlabel="optimizer steps on the same 200 pairs", ylabel="mean log π(y|x), nats a reply")
+right.set_title("Both fall; only the gap is in the loss")
 right.legend()
 lesson.figure(fig, "dpo")
 first, final = offline[0], offline[-1]
 lesson.claim("200 pairs, read again and again: the margin grows while the preferred replies become rarer",
              final["chosen"] < first["chosen"] and final["chosen"] - final["rejected"] > first["chosen"] - first["rejected"] + 1,
-             f"log π(chosen) {first['chosen']:.2f} → {final['chosen']:.2f}, log π(rejected) {first['rejected']:.2f} → {final['rejected']:.2f}; "
-             f"KL(π‖π*) {first['to_goal']:.2f} → {min(row['to_goal'] for row in offline):.2f} at best → {final['to_goal']:.2f}", full_run=True)
+             f"log π(chosen) {first['chosen']:.2f} → {final['chosen']:.2f}, "
+             f"log π(rejected) {first['rejected']:.2f} → {final['rejected']:.2f}; "
+             f"KL(π‖π*) {first['to_goal']:.2f} → {min(row['to_goal'] for row in offline):.2f} at best → {final['to_goal']:.2f}",
+             full_run=True)
 
 # %% [markdown]
 # ## 7. What remains
-# - **Where did RLHF's reward model go?** Course B writes −E log σ(r_w − r_l) as "the reward model's expression in DPO". It is Bradley–Terry's loss,
-#   of lesson 17's reward model. In DPO r has been replaced, and nothing is left to be called a reward model but the policy.
-# - **A fixed set of pairs ends.** When all labels of the set are explained, the margins of these pairs can still grow, at the cost of whatever shares
-#   parameters with them: KL(π‖π*) falls, then rises again. IPO (Azar et al. 2024) and label smoothing give the margin a
+# - **Where did RLHF's reward model go?** Course B writes −E log σ(r_w − r_l) as "the reward model's expression in DPO". It is
+#   Bradley–Terry's loss, of lesson 17's reward model. In DPO r has been replaced, and nothing is left to be called a reward model but
+#   the policy.
+# - **A fixed set of pairs ends.** When all labels of the set are explained, the margins of these pairs can still grow, at the cost of
+#   whatever shares parameters with them: KL(π‖π*) falls, then rises again. IPO (Azar et al. 2024) and label smoothing give the margin a
 #   best value instead of ∞; both are options of `dpo_loss`.
-# - **Means or sums** is not taste: with means it is another optimum, as section 4 measured. Some later methods take means on purpose (SimPO, Meng
-#   et al. 2024), and then derive another objective for them.
+# - **Means or sums** is not taste: with means it is another optimum, as section 4 measured. Some later methods take means on purpose
+#   (SimPO, Meng et al. 2024), and then derive another objective for them.
 
 # %%
 lesson.end()
