@@ -39,7 +39,8 @@ for word, vector in list(zip(words, vectors))[:3]:
 lesson.check("one-hot: 1 at the word's number, 0 elsewhere", vectors, [[float(v == w) for v in vocabulary] for w in words],
              atol=0, source="C: one-hot")
 every = one_hot(torch.arange(V), V)                                     # (V, V)
-lesson.check("any two different words are √2 apart", torch.cdist(every, every), math.sqrt(2) * (1 - torch.eye(V)), atol=1e-6, source="C: one-hot")
+lesson.check("any two different words are √2 apart", torch.cdist(every, every), math.sqrt(2) * (1 - torch.eye(V)),
+             atol=1e-6, source="C: one-hot")
 
 # %% [markdown]
 # ## 2. The embedding matrix: one-hot·E is a row of E
@@ -60,7 +61,8 @@ upstream = torch.randn(len(words), d, generator=lesson.generator)       # stands
 by_hand = torch.zeros(V, d)
 for t, word in enumerate(words):
     by_hand[vocabulary.index(word)] += upstream[t]
-lesson.check("∂L/∂E: each row collects from the places where its word stood", through_product, by_hand, atol=1e-5, source="C: embedding matrix")
+lesson.check("∂L/∂E: each row collects from the places where its word stood", through_product, by_hand,
+             atol=1e-5, source="C: embedding matrix")
 
 # %% [markdown]
 # ## 3. Bags of words
@@ -72,7 +74,8 @@ lesson.check("∂L/∂E: each row collects from the places where its word stood"
 bag = bag_of_words(tokens[None], V)[0]                                  # (V,)
 lesson.check("bag of words = Σ one-hots", bag, vectors.sum(0), atol=0, source="C: bag of words")
 lesson.check("… = what a counter counts", bag, [Counter(words)[v] for v in vocabulary], atol=0, source="C: bag of words")
-lesson.check("occurrence = min(1, count)", bag_of_words(tokens[None], V, binary=True)[0], [min(1, words.count(v)) for v in vocabulary], atol=0,
+lesson.check("occurrence = min(1, count)", bag_of_words(tokens[None], V, binary=True)[0], [min(1, words.count(v)) for v in vocabulary],
+             atol=0,
              source="C: bag of words")
 
 sentence = "the dog bit the man".split()
@@ -80,7 +83,8 @@ small = sorted(set(sentence))
 arrangements = sorted(set(itertools.permutations(sentence)))
 bags = bag_of_words(torch.tensor([[small.index(w) for w in a] for a in arrangements]), len(small))  # (60, V)
 lesson.check("every order of the words has the same bag", bags, bags[:1].expand_as(bags), atol=0, source="C: bag of words")
-lesson.check("… and there are n! / Π c_w! of them", len(arrangements), math.factorial(5) / math.factorial(2), atol=0, source="C: bag of words")
+lesson.check("… and there are n! / Π c_w! of them", len(arrangements), math.factorial(5) / math.factorial(2),
+             atol=0, source="C: bag of words")
 print(f"    {len(arrangements)} texts, 1 bag: “{' '.join(arrangements[7])}”, “the dog bit the man” and "
       "“the man bit the dog” are the same to it")
 
@@ -99,7 +103,8 @@ texts = curious + ["".join(map(chr, row)) for row in points.tolist()]
 characters, bytes_only = CharTokenizer.train("".join(texts)), BPETokenizer([])                      # no merges: bytes
 english = BPETokenizer.train(prose(), lesson.pick(1024, 320))
 for name, tokenizer in (("char", characters), ("bytes", bytes_only), ("BPE of English", english)):
-    lesson.check(f"{name}: decode(encode(text)) = text, of any Unicode", [tokenizer.decode(tokenizer.encode(t)) for t in texts], texts, atol=0,
+    lesson.check(f"{name}: decode(encode(text)) = text, of any Unicode", [tokenizer.decode(tokenizer.encode(t)) for t in texts], texts,
+                 atol=0,
                  source="C: tokens; Radford et al. 2019, §2.2")
 print(f"    “ñ” is {bytes_only.encode('ñ')} in bytes, “你” {bytes_only.encode('你')}")
 try:

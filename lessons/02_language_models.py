@@ -111,7 +111,8 @@ def of_sequence(table, s):
 
 weights = torch.stack([of_sequence(score, s) for s in sequences])       # (81,) Π s
 locally, globally = torch.stack([of_sequence(local, s) for s in sequences]), weights / weights.sum()
-lesson.check("locally normalised: Σ over all sequences = 1, and no Z was needed", locally.sum(), 1.0, atol=1e-12, source="C: local normalisation")
+lesson.check("locally normalised: Σ over all sequences = 1, and no Z was needed", locally.sum(), 1.0,
+             atol=1e-12, source="C: local normalisation")
 print(f"    the two ways differ: the sequences' probabilities by up to {(locally - globally).abs().max():.3f}; "
       f"for {T} tokens of a vocabulary of 50,000, Z has {50_000**T:.0e} terms and the local sums {T * 50_000:.0e}")
 
@@ -131,7 +132,8 @@ library = perplexity(cross_entropy(logits, targets).item())
 p = [math.exp(logits[0, t, targets[0, t]]) / sum(math.exp(a) for a in logits[0, t]) for t in range(9)]
 lesson.check("PPL = 2^(−mean log₂ p)", library, 2 ** (-sum(math.log2(a) for a in p) / 9), atol=1e-9, source="B: perplexity")
 lesson.check("PPL = e^cross-entropy = (Π 1/p)^(1/N)", library, math.prod(1 / a for a in p) ** (1 / 9), atol=1e-9, source="B: perplexity")
-lesson.check("a uniform model has PPL = V", perplexity(cross_entropy(torch.zeros(1, 9, 7), targets).item()), 7, atol=1e-5, source="B: perplexity")
+lesson.check("a uniform model has PPL = V", perplexity(cross_entropy(torch.zeros(1, 9, 7), targets).item()), 7,
+             atol=1e-5, source="B: perplexity")
 
 # %% [markdown]
 # ## 5. Counting
@@ -173,13 +175,15 @@ ratio = NGram(2, len(kinds), smoothing=0).fit(text)(torch.arange(len(kinds))[Non
 θ = (ratio + 1e-30).log().requires_grad_()                              # logits that softmax turns into the ratio
 likelihood = θ.log_softmax(1)[text[:-1], text[1:]].sum()
 (slope,) = torch.autograd.grad(likelihood, θ)
-lesson.check("at the ratio of counts the likelihood is flat: ∂/∂θ = 0", slope, torch.zeros(len(kinds), len(kinds)), atol=1e-5, source="C: n-grams")
+lesson.check("at the ratio of counts the likelihood is flat: ∂/∂θ = 0", slope, torch.zeros(len(kinds), len(kinds)),
+             atol=1e-5, source="C: n-grams")
 
 every = torch.tensor(list(itertools.product(range(len(kinds)), repeat=4)))                          # (V⁴, 4)
 trigram = NGram(3, len(kinds)).fit(text)
 logprob = trigram.next_token_probabilities(every[:, :0]).log().gather(1, every[:, :1])[:, 0] \
     + trigram(every[:, :-1]).gather(2, every[:, 1:, None]).sum((1, 2))
-lesson.check(f"NGram: Σ over all {len(every):,} sequences of four words = 1", logprob.double().exp().sum(), 1.0, atol=1e-4, source="C: chain rule")
+lesson.check(f"NGram: Σ over all {len(every):,} sequences of four words = 1", logprob.double().exp().sum(), 1.0,
+             atol=1e-4, source="C: chain rule")
 
 # %% [markdown]
 # ## 6. A network that shares what it learns

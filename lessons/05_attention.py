@@ -107,10 +107,12 @@ def attention(Q, K, V):
 Q, K, V = randn(4, 3), randn(6, 3), randn(6, 5)                         # T = 4 queries, S = 6 keys, D = 3; values of width 5
 looped = attention_by_loops(Q, K, V)
 lesson.check("A(Q, K, V): matrices = nested loops", attention(Q, K, V), looped, atol=1e-12, source="Vaswani et al. 2017, eq. 1")
-lesson.check("A(Q, K, V): fused kernel = nested loops", F.scaled_dot_product_attention(Q, K, V), looped, atol=1e-12, source="eq. 1, PyTorch")
+lesson.check("A(Q, K, V): fused kernel = nested loops", F.scaled_dot_product_attention(Q, K, V), looped,
+             atol=1e-12, source="eq. 1, PyTorch")
 four = [m[None, None] for m in (Q, K, V)]                               # (B, H, …): the library counts batches and heads too
 for fused in (False, True):
-    lesson.check(f"attend(fused={fused}) = nested loops", attend(*four, fused=fused)[0, 0], looped, atol=1e-12, source="models/attention.py")
+    lesson.check(f"attend(fused={fused}) = nested loops", attend(*four, fused=fused)[0, 0], looped,
+                 atol=1e-12, source="models/attention.py")
 
 S = (K @ Q.T / math.sqrt(3)).softmax(dim=0)                             # (S, T): column j belongs to query j
 lesson.check("z_j = Σᵢ S_ij vᵢ, so Z = SᵀV", S.T @ V, looped, atol=1e-12, source="C: attention as SᵀV")
@@ -303,7 +305,8 @@ with torch.no_grad():
     with_positions = (layer(shuffled + PE) - layer(x[:1] + PE)[0][orders]).abs().max()
     same_end = orders[:, -1] == T - 1                                              # the 24 orders that leave the last word in place
     last, expected = layer(shuffled[same_end], causal=True)[:, -1], layer(x[:1], causal=True)[0, -1]           # (24, C), (C)
-    lesson.check("one causal layer: the last output ignores the order before it", last, expected.expand(24, C), atol=1e-12, source="as above")
+    lesson.check("one causal layer: the last output ignores the order before it", last, expected.expand(24, C),
+                 atol=1e-12, source="as above")
 print(f"  with positions added, f(Px) and P f(x) differ by up to {with_positions:.2f}")
 
 # %% [markdown]

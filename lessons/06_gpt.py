@@ -98,7 +98,8 @@ def gpt_by_hand(model, tokens, read, score):
 
 
 W_e = tiny.token_embedding.weight
-lesson.check("GPT = eq. 2 on bare matrices", tiny(sentences[50:51])[0], gpt_by_hand(tiny, sentences[50], W_e, W_e), atol=1e-12, source="A: eq. 2")
+lesson.check("GPT = eq. 2 on bare matrices", tiny(sentences[50:51])[0], gpt_by_hand(tiny, sentences[50], W_e, W_e),
+             atol=1e-12, source="A: eq. 2")
 
 # %% [markdown]
 # W_e is used twice: to read tokens in and to score tokens out. Its gradient is the sum of both uses. Give the two uses a matrix
@@ -133,7 +134,8 @@ for size in ("small", "medium", "large", "xl"):
     with torch.device("meta"):
         counted = count_parameters(GPT(c))
     by_formula = (c.vocab_size + c.context_length) * c.d_model + c.n_layers * (12 * c.d_model**2 + 13 * c.d_model) + 2 * c.d_model
-    lesson.check(f"GPT-2 {size}: {c.n_layers} layers, {c.n_heads} heads, C = {c.d_model}: {counted:,} parameters", counted, by_formula, atol=0,
+    lesson.check(f"GPT-2 {size}: {c.n_layers} layers, {c.n_heads} heads, C = {c.d_model}: {counted:,} parameters", counted, by_formula,
+                 atol=0,
                  source="Radford et al. 2019, table 2")
 
 # %% [markdown]
@@ -215,7 +217,8 @@ for seed in range(40):
             shortfall = max(shortfall, greedy_logprob - best)
     if seed == 0:
         lesson.check("a beam that holds every prefix finds the best of all 81", best, listed.max(), atol=1e-9, source="B: beam search")
-        lesson.check("a beam of 1 is greedy", beam_search(model, torch.zeros(1, 1, dtype=torch.long), 4, 1)[1][0], greedy_logprob, atol=1e-9, source="B: beam search")
+        lesson.check("a beam of 1 is greedy", beam_search(model, torch.zeros(1, 1, dtype=torch.long), 4, 1)[1][0], greedy_logprob,
+                     atol=1e-9, source="B: beam search")
 lesson.check("no beam found less than greedy, in 40 trees", max(shortfall, 0.0), 0.0, atol=1e-9, source="B: beam search")
 print("      found the likeliest of 81, of 40 trees: " + ", ".join(f"beam {n}: {k}" for n, k in found.items()))
 
@@ -272,8 +275,10 @@ def story_bits(model):
 
 
 BATCH = lesson.pick(full=16, quick=4)
-config = TrainingConfig(max_steps=lesson.pick(full=1_400, quick=60), learning_rate=8e-3, weight_decay=0.0, optimizer="muon", evaluate_every=lesson.pick(full=200, quick=20), seed=lesson.seed)
-gpt = GPT(GPTConfig.modern(tokenizer.vocab_size, context_length=max(LENGTH, judged.size(1)), n_layers=2, n_heads=8, d_model=128), lesson.generator).to(lesson.device)
+config = TrainingConfig(max_steps=lesson.pick(full=1_400, quick=60), learning_rate=8e-3, weight_decay=0.0, optimizer="muon",
+                        evaluate_every=lesson.pick(full=200, quick=20), seed=lesson.seed)
+form = GPTConfig.modern(tokenizer.vocab_size, context_length=max(LENGTH, judged.size(1)), n_layers=2, n_heads=8, d_model=128)
+gpt = GPT(form, lesson.generator).to(lesson.device)
 print(f"  {count_parameters(gpt):,} parameters, {config.max_steps} steps of {BATCH} × {LENGTH} tokens")
 history = []
 for row in train(gpt, next_batch, next_token_loss, config, story_bits):
@@ -307,7 +312,8 @@ lesson.figure(fig, "loss")
 n = lesson.pick(full=200, quick=20)
 share = {}
 for p in (1.0, 0.95, 0.9, 0.8):
-    written = generate(gpt, torch.full((n, 1), end, device=lesson.device), judged.size(1) - 1, top_p=p, generator=lesson.generator, stop_token=end)[:, 1:]
+    start = torch.full((n, 1), end, device=lesson.device)
+    written = generate(gpt, start, judged.size(1) - 1, top_p=p, generator=lesson.generator, stop_token=end)[:, 1:]
     texts = [tokenizer.decode(row[:row.index(end)] if end in row else row) for row in written.tolist()]
     share[p] = sum(map(STORIES.is_grammatical, texts)) / n
     print(f"  top-p {p}: {share[p]:.0%} of {n} stories parse; first fault: "
@@ -316,7 +322,8 @@ print("\n" + "\n\n".join(texts[:2]) + "\n")
 novel = len(set(texts) - set(stories)) / len(set(texts))
 lesson.claim("at least 90 % of stories sampled from the nucleus, p = 0.8, are grammatical from first to last word", share[0.8] >= 0.9,
              f"{share[0.8]:.0%} parse; {share[0.9]:.0%} with p = 0.9, {share[1.0]:.0%} when sampled from the whole distribution", full_run=True)
-lesson.claim("and they are new, not remembered", novel > 0.99, f"{novel:.0%} of them are not among the {len(stories):,} read in training", full_run=True)
+lesson.claim("and they are new, not remembered", novel > 0.99, f"{novel:.0%} of them are not among the {len(stories):,} read in training",
+             full_run=True)
 
 # %% [markdown]
 # ## 7. Token by token

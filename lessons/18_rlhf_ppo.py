@@ -4,7 +4,7 @@ You will see    the objective E[r] − β·KL and its exact optimum π*; three e
                 table of slopes; GAE; a GPT that REINFORCE and PPO bring to π*, measured in nats; what happens without the KL term; and
                 a price on it that finds its own height.
 Source          courses A, B and D, "RLHF"; Ouyang et al. 2022, eq. 2; Schulman et al. 2017, eq. 7; Ziegler et al. 2019, §2.
-Expect          2.5 minutes on one core (13 s with --quick). KL(π‖π*) falls from 1.9 to 0.007–0.015 nats with REINFORCE (128,000
+Expect          2 minutes on one core (13 s with --quick). KL(π‖π*) falls from 1.9 to 0.007–0.015 nats with REINFORCE (128,000
                 replies; five seeds) and to 0.006–0.016 with PPO (102,400); without the price, entropy falls from 4.2 to 0.4–0.5.
 Not here        a learned reward that can be fooled; DPO (lesson 19); the third term of Ouyang et al.'s eq. 2, γ·E[log π] on
                 pre-training text ("PPO-ptx"), which keeps an assistant from forgetting what it was not asked about.

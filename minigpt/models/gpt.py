@@ -6,7 +6,8 @@ Source: course A and D, "GPT"; Radford et al. 2018 (GPT-1), eq. 2; Radford et al
 of each sub-layer, one more at the end, residual projections initialised smaller by 1/√(2·n_layers).
 The default configuration is GPT-2's form. Four options carry what changed since: rotary positions, RMS norm, ReLU², normalised
 queries and keys; `post_norm` carries GPT-1's.
-Deviations: all embeddings are drawn with 0.02, where GPT-2's released code takes 0.01 for positions; and no dropout. At the size of this course a model sees fresh or few data and underfits; regularising it would only blur numbers.
+Deviations: all embeddings are drawn with 0.02, where GPT-2's released code takes 0.01 for positions; and no dropout: at the size of
+this course a model sees fresh or few data and underfits, and regularising it would only blur numbers.
 
 Shapes: B batch, T time, C = d_model, V vocabulary.
 """
