@@ -3,7 +3,7 @@
 You will see    RNN, LSTM and BiLSTM written out and equal to PyTorch's; the product of Jacobians that makes an RNN's gradient
                 vanish, and its bound; the same gradient measured in both networks; a word recalled after 100 distractors.
 Source          course C, "Recurrent networks"; Elman 1990; Hochreiter and Schmidhuber 1997; Pascanu et al. 2013.
-Expect          2.2 minutes on one core (10 s with --quick). At lag 100 the LSTM whose gate starts open recalls 1.00 of the words
+Expect          2 minutes on one core (10 s with --quick). At lag 100 the LSTM whose gate starts open recalls 1.00 of the words
                 after 150 to 200 steps; RNNs 0.03 to 0.25 after 300 (five seeds); guessing 0.03. 50 steps back 1e-10 of the gradient is
                 left in an RNN, 0.2 in the LSTM.
 Not here        GRU, peepholes, dropout; sentences in and sentences out (lesson 04); attention, which needs no path through time (05).

@@ -2,7 +2,7 @@
 
 You will see    A(q, K, V) = softmax(qKᵀ/√D)·V by hand, in loops, as matrices and fused; why √D; heads, masks, positions.
 Source          course C, "Attention in Transformers"; course B; Vaswani et al. 2017, §3.2 and §3.5.
-Expect          about 15 s on two cores; every check passes; one layer copies strings it has never seen, looking where it should.
+Expect          about 11 s on two cores; every check passes; one layer copies strings it has never seen, looking where it should.
 Not here        norms, residuals and the MLP around attention (lesson 06); cheaper attention (lesson 09); dropout on the weights.
 
 Shapes: B batch, H heads, T queries, S keys, D width of one head, C = d_model, V vocabulary.

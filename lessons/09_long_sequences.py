@@ -4,7 +4,7 @@ You will see    source and summary as one sequence; attention in blocks, over co
                 equal to full attention where it should be; layers that keep nothing for the way back; what all of it costs up to
                 8,192 tokens; and long documents summarised by models that can hold them, and by one that cannot.
 Source          courses A and B; Liu et al. 2018 (memory-compressed attention); Kitaev et al. 2020 (Reformer); Lan et al. 2020 (ALBERT).
-Expect          1.7 minutes on one core (quick: 7 s); every check passes; of the decisions that full attention has no room for, compressed
+Expect          1.6 minutes on one core (quick: 7 s); every check passes; of the decisions that full attention has no room for, compressed
                 attention reports 85 to 100 % (five seeds), full attention 4 to 6 %; 8 rounds of hashing come within 20 % of full attention.
 Not here        mixture of experts (Liu et al.), caches for these attentions, FlashAttention's insides (`attend` calls it).
 

@@ -3,7 +3,7 @@
 You will see    p(x) = Πᵢ p(xᵢ | x_<i) summed over every small image; a convolution kept from looking ahead by a mask; a recurrence
                 in two directions of the plane, cut into diagonals; and which of them draws digits that one can read.
 Source          course C, "PixelRNN and PixelCNN"; van den Oord, Kalchbrenner and Kavukcuoglu 2016, §3.
-Expect          about 90 s on two cores; per pixel of a fresh digit PixelRNN and PixelCNN end near 0.21 bits, regression on
+Expect          about 75 s on two cores; per pixel of a fresh digit PixelRNN and PixelCNN end near 0.21 bits, regression on
                 neighbours at 0.37 and independent pixels at 0.49; digits that one can read.
 Not here        colour, photographs, and the gated layers that removed PixelCNN's blind spot (van den Oord et al. 2016b).
 """

@@ -3,7 +3,7 @@
 You will see    four different tasks poured into one shape, so that nothing in the model has to change; the loss L₃ = L₂ + λ L₁ by hand;
                 accuracy against the number of labels, with pre-training and without; and what λ is worth, whatever its sign.
 Source          course A, "GPT-1"; Radford, Narasimhan, Salimans and Sutskever 2018, §§3.2 and 3.3, eqs. 3–5, fig. 1 and table 5.
-Expect          2.3 minutes on one core (quick: about 8 s); every check passes; over five seeds pre-training ends 0.06 to 0.16 bits a
+Expect          2.2 minutes on one core (quick: about 8 s); every check passes; over five seeds pre-training ends 0.06 to 0.16 bits a
                 review above the entropy; it is then worth 24 to 29 points of accuracy with 32 labels, and less than one with 512;
                 λ = ½ costs 1 to 11 points with 8 labels and hardly matters from 128 on; the other three tasks reach 88 to 100 %, where
                 ½ needs no reading of the looks.

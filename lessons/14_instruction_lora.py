@@ -5,7 +5,7 @@ You will see    W + (α/r)BA checked number by number; the loss that listens to 
                 against full fine-tuning: quality, parameters, bytes, forgetting.
 Source          courses B and C, "Fine-tuning" and "Instruction tuning"; Hu et al. 2021 (LoRA), eq. 3 and §4.1; Ouyang et al. 2022
                 (InstructGPT), §3; Biderman et al. 2024, "LoRA learns less and forgets less".
-Expect          1.3 minutes on one core (quick: about 10 s); every check passes; no held-out request is answered rightly before SFT, nearly
+Expect          1.1 minutes on one core (quick: about 10 s); every check passes; no held-out request is answered rightly before SFT, nearly
                 all after it, by all weights as by LoRA of rank 4 with 8.8 % of the numbers; each at the learning rate that suits it,
                 rank 4 forgets 1.6 to 3.2 times as much as all weights; at LoRA's rate, which is six times larger, all weights forget 1.3
                 to 3.0 times as much as rank 4 (five seeds).

@@ -19,7 +19,7 @@ from lessons.course import Lesson
 from minigpt import plotting
 from minigpt.alignment.environments import Grid, evaluate, list_episodes
 from minigpt.alignment.exact import Table, answer_logprobs, kl_divergence, list_answers, optimal_policy
-from minigpt.alignment.reinforce import Reinforce, Task, advantages_over, reinforce_loss
+from minigpt.alignment.reinforce import Reinforce, Task, advantages_over
 from minigpt.training.loop import TrainingConfig, train
 
 lesson = Lesson("16_policy_gradient")

@@ -3,7 +3,7 @@
 You will see    the Bradley–Terry rule derived step by step, its loss with slope and curvature, what comparisons can never tell, and a
                 GPT that recovers a hidden reward from noisy comparisons, held against the best that anybody could do with such labels.
 Source          courses A, B and D, "reward model"; Bradley and Terry 1952; Ouyang et al. 2022, §3.5 and eq. 1.
-Expect          1.3 minutes on one core (quick: 10 s); every check passes; 12,800 comparisons foresee 82 to 83 % of fresh labels, where
+Expect          1.4 minutes on one core (quick: 10 s); every check passes; 12,800 comparisons foresee 82 to 83 % of fresh labels, where
                 83 to 84 % is the most that anybody could, and r correlates with the hidden R by 0.97; fifty are learned by heart: they
                 still foresee 64 to 72 %, but so surely that the loss on fresh labels is 7 times a coin's and more (five seeds).
 Not here        what a policy does with the reward (lesson 18), and to it.

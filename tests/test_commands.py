@@ -176,7 +176,8 @@ def quietly(argv):
 def test_ctrl_c_says_how_to_go_on(tmp_path, text):
     folder = str(tmp_path / "run")
     command = [sys.executable, "-m", "minigpt", "train", "--text", text, "--out", folder, *SMALL, "--max-steps", "100000", "--evaluate-every", "50000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+                               env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"})
     while not process.stdout.readline().startswith("step "):
         pass
     time.sleep(0.5)
@@ -250,7 +251,7 @@ class TestBadInput:
                    "    write(*a)\n"
                    "loop.write_metrics = fill\n"
                    "sys.exit(m.main(sys.argv[1:]))")
-        done = subprocess.run([sys.executable, "-c", program, *train], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", program, *train], capture_output=True, encoding="utf-8")
         errors = [line for line in done.stderr.splitlines() if line.strip() and "step" not in line]
         assert done.returncode == 2 and len(errors) == 1 and "last.pt" in errors[0] and "Traceback" not in done.stderr, done.stderr
         assert load_checkpoint(os.path.join(folder, "last.pt"))["step"] == 4 and not [n for n in os.listdir(folder) if n.endswith(".tmp")]

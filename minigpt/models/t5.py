@@ -12,7 +12,6 @@ Deviation: no dropout. Not here: the corruption it is pre-trained on (`text/corr
 
 Shapes: B batch, S source, T target, H heads, D width of one head, C = d_model, V vocabulary.
 """
-import math
 from dataclasses import dataclass
 
 import torch

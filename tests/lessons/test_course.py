@@ -154,23 +154,25 @@ def test_headers_and_cells(path):
 
 
 def test_a_lesson_runs_from_any_directory_and_in_a_notebook(tmp_path):
-    """As a script from elsewhere; and cell by cell as a kernel does, in lessons/, with argv that belongs to the kernel and no __file__."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    """As a script from elsewhere; and as a kernel runs its cells, in lessons/, with argv that belongs to the kernel and no __file__.
+
+    A program on standard input is nowhere on the disk either, so that is how the lesson gets there.
+    """
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     script = ROOT / "lessons" / "01_representations.py"
-    done = subprocess.run([sys.executable, str(script), "--quick", "--out", str(tmp_path)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script), "--quick", "--out", str(tmp_path)], cwd=tmp_path, env=env, capture_output=True,
+                          encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    kernel = f"""
-import re, sys
-sys.argv = ["kernel.py", "-f", "/tmp/kernel.json", "--seed", "x"]
+    before = f"""
+import pathlib, sys
+sys.argv = ["kernel.py", "-f", "kernel.json", "--seed", "x"]
 from lessons import course
-course.ROOT = __import__("pathlib").Path({str(tmp_path / "notebook")!r})
-cells = re.split(r"^# %%.*$", open({str(script)!r}, encoding="utf-8").read(), flags=re.M)
-names = {{"__name__": "__main__"}}
+course.ROOT = pathlib.Path({str(tmp_path / "notebook")!r})
 course.Lesson.pick = lambda self, full, quick: quick
 course.Lesson.claim = lambda self, *a, **k: None
-for cell in cells:
-    exec(compile(cell, "<cell>", "exec"), names)
+globals().pop("__file__", None)
 """
-    done = subprocess.run([sys.executable, "-c", kernel], cwd=ROOT / "lessons", env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-"], input=before + script.read_text(encoding="utf-8"), cwd=ROOT / "lessons", env=env,
+                          capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "notebook" / "out" / "01_representations" / "ledger.json").exists()

@@ -236,6 +236,12 @@ def test_too_long_an_input_is_refused():
         model(torch.zeros(1, 1, dtype=torch.long), cache)
 
 
+@pytest.mark.parametrize("size, heads", [("small", 12), ("medium", 16), ("large", 20), ("xl", 25)])
+def test_published_heads(size, heads):
+    """No count of parameters would notice another number of heads. GPT-2's are all 64 wide."""
+    assert GPTConfig.gpt2(size).n_heads == heads == GPTConfig.gpt2(size).d_model // 64
+
+
 def test_an_unknown_size_and_a_mask_that_is_none_are_refused():
     with pytest.raises(ValueError, match="small, medium, large, xl, not 'huge'"):
         GPTConfig.gpt2("huge")

@@ -2,7 +2,6 @@
 import math
 import re
 from collections import Counter
-from itertools import product
 
 import pytest
 import torch
