@@ -19,12 +19,13 @@ from minigpt import plotting
 from minigpt.generation import generate
 from minigpt.models.neural import NeuralLM
 from minigpt.models.ngram import NGram
-from minigpt.text.corpora import STORIES, prose
-from minigpt.text.grammar import Grammar, alike
-from minigpt.text.grammar import tokens as split_into_tokens
+from minigpt.text.corpora import prose
 from minigpt.text.tokenizers import CharTokenizer
 from minigpt.training.loop import TrainingConfig, next_token_loss, random_windows, train
 from minigpt.training.losses import bits, cross_entropy, perplexity
+from minigpt.worlds.grammar import Grammar, alike
+from minigpt.worlds.grammar import tokens as split_into_tokens
+from minigpt.worlds.stories import STORIES
 
 lesson = Lesson("02_language_models")
 torch.set_num_threads(1)                                                # for matrices this small a second thread is mostly waited for

@@ -16,7 +16,7 @@ from torch import nn
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.models.gpt import count_parameters
+from minigpt.models.counting import count_parameters
 from minigpt.models.recurrent import LSTM, RNN, BiLSTM, RecurrentLM
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy

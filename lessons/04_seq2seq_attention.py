@@ -21,11 +21,20 @@ from lessons.course import Lesson
 from minigpt import plotting
 from minigpt.generation import beam_search, generate
 from minigpt.models.attention import AdditiveAttention
-from minigpt.models.gpt import count_parameters
+from minigpt.models.counting import count_parameters
 from minigpt.models.seq2seq import Seq2Seq, Seq2SeqConfig
-from minigpt.text.translation import END, PAD, START, decode, encode, sample_pair, vocabulary, written
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
+from minigpt.worlds.translation import (
+    END,
+    PAD,
+    START,
+    decode,
+    encode,
+    sample_pair,
+    vocabulary,
+    written,
+)
 
 lesson = Lesson("04_seq2seq_attention")
 torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait

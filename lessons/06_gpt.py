@@ -16,11 +16,12 @@ import torch
 from lessons.course import Lesson
 from minigpt import plotting
 from minigpt.generation import beam_search, generate, sampling_logprobs, stream
-from minigpt.models.gpt import GPT, GPTConfig, count_parameters
-from minigpt.text.corpora import STORIES
+from minigpt.models.counting import count_parameters
+from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.text.tokenizers import BPETokenizer
 from minigpt.training.loop import TrainingConfig, next_token_loss, train
 from minigpt.training.losses import bits, causal_loss, cross_entropy
+from minigpt.worlds.stories import STORIES
 
 lesson = Lesson("06_gpt")
 

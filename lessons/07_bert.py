@@ -20,9 +20,9 @@ from torch import nn
 from lessons.course import Lesson
 from minigpt import plotting
 from minigpt.models.bert import BERT, BERTConfig
-from minigpt.models.gpt import count_parameters
+from minigpt.models.counting import count_parameters
 from minigpt.models.ngram import NGram
-from minigpt.text.corruption import mask_tokens, sentence_pairs
+from minigpt.text.masking import mask_tokens, sentence_pairs
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bert_loss
 

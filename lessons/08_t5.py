@@ -20,15 +20,22 @@ from torch.nn.utils.rnn import pad_sequence
 from lessons.course import Lesson
 from minigpt import plotting
 from minigpt.generation import generate
-from minigpt.models.gpt import count_parameters
+from minigpt.models.counting import count_parameters
 from minigpt.models.positions import relative_buckets
 from minigpt.models.t5 import START, T5, T5Config, decoder_inputs
-from minigpt.text.corruption import corrupt_spans, expected_lengths, restore, span_counts, span_mask, split_at_sentinels
-from minigpt.text.grammar import Grammar, alike, tokens
-from minigpt.text.translation import sample_pair, written
+from minigpt.text.spans import (
+    corrupt_spans,
+    expected_lengths,
+    restore,
+    span_counts,
+    span_mask,
+    split_at_sentinels,
+)
 from minigpt.training.loop import TrainingConfig, next_token_loss, train
 from minigpt.training.losses import cross_entropy
 from minigpt.training.optimizers import Muon, adamw
+from minigpt.worlds.grammar import Grammar, alike, tokens
+from minigpt.worlds.translation import sample_pair, written
 
 lesson = Lesson("08_t5")
 torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait

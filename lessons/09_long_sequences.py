@@ -23,13 +23,22 @@ from lessons.course import Lesson
 from minigpt import plotting
 from minigpt.models.attention import attend
 from minigpt.models.bert import BERT, BERTConfig
-from minigpt.models.efficient import (CompressedAttention, compressed_attention, local_attention, long_gpt, lsh_attention, lsh_buckets,
-                                      random_rotations, saved_bytes, score_entries)
-from minigpt.models.gpt import GPT, GPTConfig, count_parameters
-from minigpt.text.corpora import POOLS
-from minigpt.text.grammar import Grammar, tokens
+from minigpt.models.counting import count_parameters, saved_bytes
+from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.models.long_attention import (
+    CompressedAttention,
+    compressed_attention,
+    local_attention,
+    long_gpt,
+    lsh_attention,
+    lsh_buckets,
+    random_rotations,
+    score_entries,
+)
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
+from minigpt.worlds.grammar import Grammar, tokens
+from minigpt.worlds.stories import POOLS
 
 lesson = Lesson("09_long_sequences")
 torch.set_num_threads(1)                                                # narrow layers; and costs below are one thread's

@@ -17,13 +17,22 @@ from torch.nn.functional import pad
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.images import FONTS, draw_digits
-from minigpt.models.gpt import count_parameters
+from minigpt.models.counting import count_parameters
 from minigpt.models.pixels import (
-    DiagonalLSTM, IndependentPixels, MaskedConvolution, NeighbourRegression, PixelCNN, PixelRNN, complete, image_bits, pixel_mask, sample,
+    DiagonalLSTM,
+    IndependentPixels,
+    MaskedConvolution,
+    NeighbourRegression,
+    PixelCNN,
+    PixelRNN,
+    complete,
+    image_bits,
+    pixel_mask,
+    sample,
 )
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
+from minigpt.worlds.digits import FONTS, draw_digits
 
 lesson = Lesson("10_pixels")
 

@@ -19,13 +19,13 @@ import torch
 from lessons.course import Lesson
 from minigpt import plotting
 from minigpt.generation import generate
-from minigpt.models.gpt import count_parameters
+from minigpt.models.counting import count_parameters
 from minigpt.models.recurrent import RecurrentLM
-from minigpt.text import reviews
-from minigpt.text.reviews import AGAINST, FOR
 from minigpt.text.tokenizers import CharTokenizer
 from minigpt.training.loop import TrainingConfig, next_token_loss, train
 from minigpt.training.losses import bits, cross_entropy
+from minigpt.worlds import reviews
+from minigpt.worlds.reviews import AGAINST, FOR
 
 lesson = Lesson("11_sentiment_neuron")
 torch.set_num_threads(1)                                                # one small matrix product after another: a second thread only waits

@@ -17,14 +17,23 @@ import torch
 from lessons.course import Lesson
 from minigpt import plotting
 from minigpt.adaptation.finetuning import (
-    FineTuned, SpecialTokens, add_tokens, classification, entailment, finetuning_loss, multiple_choice, pad, similarity,
+    FineTuned,
+    SpecialTokens,
+    add_tokens,
+    classification,
+    entailment,
+    finetuning_loss,
+    multiple_choice,
+    pad,
+    similarity,
 )
-from minigpt.models.gpt import GPT, GPTConfig, count_parameters
-from minigpt.text import reviews
-from minigpt.text.grammar import Grammar, tokens
-from minigpt.text.reviews import AGAINST, FOR, REACTIONS, STANCES
+from minigpt.models.counting import count_parameters
+from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bits, causal_loss
+from minigpt.worlds import reviews
+from minigpt.worlds.grammar import Grammar, tokens
+from minigpt.worlds.reviews import AGAINST, FOR, REACTIONS, STANCES
 
 lesson = Lesson("12_finetuning")
 torch.set_num_threads(1)                                                # narrow layers: a second thread only waits

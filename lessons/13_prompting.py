@@ -23,11 +23,18 @@ from torch import nn
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.adaptation.prompting import SoftPrompt, few_shot_prompt, resolve_pronoun, score_candidates, substitute
-from minigpt.models.gpt import GPT, GPTConfig, count_parameters
-from minigpt.text.grammar import Grammar, alike, tokens
+from minigpt.adaptation.prompting import (
+    SoftPrompt,
+    few_shot_prompt,
+    resolve_pronoun,
+    score_candidates,
+    substitute,
+)
+from minigpt.models.counting import count_parameters
+from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import causal_loss, cross_entropy, token_logprobs
+from minigpt.worlds.grammar import Grammar, alike, tokens
 
 lesson = Lesson("13_prompting")
 torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait

@@ -22,14 +22,32 @@ from torch import nn
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.adaptation.instruction import (
-    ALMANAC, END, KINDS, NUMBER, VOCABULARY, Instruction, answers, dialogues, encode, judge, sample, sft_loss,
+from minigpt.adaptation.instruction import answers, dialogues, sft_loss
+from minigpt.adaptation.lora import (
+    add_lora,
+    load_lora,
+    lora_layers,
+    merge,
+    save_lora,
+    unmerge,
+    use_lora,
 )
-from minigpt.adaptation.lora import add_lora, lora_layers, load_lora, merge, save_lora, unmerge, use_lora
-from minigpt.models.gpt import GPT, GPTConfig, count_parameters
+from minigpt.models.counting import count_parameters
+from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.checkpoints import load_checkpoint, save_checkpoint
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bits, causal_loss, cross_entropy
+from minigpt.worlds.assistant import (
+    ALMANAC,
+    END,
+    KINDS,
+    NUMBER,
+    VOCABULARY,
+    Instruction,
+    encode,
+    judge,
+    sample,
+)
 
 lesson = Lesson("14_instruction_lora")
 torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait

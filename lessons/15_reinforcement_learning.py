@@ -15,10 +15,18 @@ from torch import nn
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.alignment.environments import MDP, MOVES, Grid, action_values, best_actions, evaluate, list_episodes, sample, value_iteration
 from minigpt.alignment.exact import Table, answer_logprobs, expectation, list_answers
+from minigpt.alignment.mdp import (
+    action_values,
+    best_actions,
+    evaluate,
+    list_episodes,
+    sample,
+    value_iteration,
+)
 from minigpt.alignment.reinforce import reinforce_loss
 from minigpt.training.loop import TrainingConfig, train
+from minigpt.worlds.gridworld import MDP, MOVES, Grid
 
 lesson = Lesson("15_reinforcement_learning")
 torch.set_num_threads(1)                                                # for tables this small a second thread is mostly waited for

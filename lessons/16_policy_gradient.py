@@ -17,10 +17,17 @@ from torch import nn
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.alignment.environments import Grid, evaluate, list_episodes
-from minigpt.alignment.exact import Table, answer_logprobs, kl_divergence, list_answers, optimal_policy
+from minigpt.alignment.exact import (
+    Table,
+    answer_logprobs,
+    kl_divergence,
+    list_answers,
+    optimal_policy,
+)
+from minigpt.alignment.mdp import evaluate, list_episodes
 from minigpt.alignment.reinforce import Reinforce, Task, advantages_over
 from minigpt.training.loop import TrainingConfig, train
+from minigpt.worlds.gridworld import Grid
 
 lesson = Lesson("16_policy_gradient")
 torch.set_num_threads(1)                                                # for tables this small a second thread is mostly waited for

@@ -19,12 +19,25 @@ from torch.nn import functional as F
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.alignment import replies
 from minigpt.alignment.exact import Table, answer_logprobs, list_answers
-from minigpt.alignment.preferences import accuracy_ceiling, compare, loss_floor, preference_probability
-from minigpt.alignment.reward_model import RewardModel, ValueModel, best_of_k_loss, bradley_terry_loss, reward_accuracy, reward_loss
+from minigpt.alignment.preferences import (
+    accuracy_ceiling,
+    compare,
+    loss_floor,
+    preference_probability,
+)
+from minigpt.alignment.reference import all_replies, train_reference
+from minigpt.alignment.reward_model import (
+    RewardModel,
+    ValueModel,
+    best_of_k_loss,
+    bradley_terry_loss,
+    reward_accuracy,
+    reward_loss,
+)
 from minigpt.alignment.rollouts import rollout
 from minigpt.training.loop import TrainingConfig, train
+from minigpt.worlds import replies
 
 lesson = Lesson("17_reward_model")
 torch.set_num_threads(1)                                                # small matrices: a second thread only waits
@@ -163,8 +176,8 @@ with torch.no_grad():
 # of the label. There are 3,906 replies to each customer, so that ceiling is a finite sum: 3,906² pairs with their probabilities.
 
 # %%
-reference = replies.reference(lesson.seed, lesson.pick(200, 100)).to(device)
-everything, belongs = (part.to(device) for part in replies.all_replies())               # (2, 3906, T)
+reference = train_reference(lesson.seed, lesson.pick(200, 100)).to(device)
+everything, belongs = (part.to(device) for part in all_replies())               # (2, 3906, T)
 with torch.no_grad():
     usual = torch.stack([answer_logprobs(reference, t, m) for t, m in zip(everything, belongs)])         # (2, 3906) log π_ref
     rule = torch.stack([replies.reward(t, m) for t, m in zip(everything, belongs)])                      # (2, 3906) R

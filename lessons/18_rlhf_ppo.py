@@ -21,16 +21,25 @@ from torch.distributions import kl_divergence as categorical_kl
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.alignment import replies
 from minigpt.alignment.exact import (
-    Table, answer_logprobs, expectation, gradient, kl_divergence, list_answers, objective, optimal_policy, slopes,
+    Table,
+    answer_logprobs,
+    expectation,
+    gradient,
+    kl_divergence,
+    list_answers,
+    objective,
+    optimal_policy,
+    slopes,
 )
 from minigpt.alignment.logprobs import kl_estimates
 from minigpt.alignment.ppo import PPO, AdaptiveKL, gae, ppo_policy_loss
+from minigpt.alignment.reference import all_replies, train_reference
 from minigpt.alignment.reinforce import ActorCritic, Reinforce, Task
 from minigpt.alignment.reward_model import ValueModel
 from minigpt.alignment.rollouts import rollout, token_rewards
 from minigpt.training.loop import TrainingConfig, train
+from minigpt.worlds import replies
 
 lesson = Lesson("18_rlhf_ppo")
 torch.set_num_threads(1)                                                # small matrices: a second thread only waits
@@ -230,8 +239,8 @@ lesson.check("λ = 1: rewards to come − V, and returns do not need V", torch.s
 # %%
 BETA = 1.0
 STEPS = lesson.pick({"REINFORCE": 500, "PPO": 1600}, {"REINFORCE": 40, "PPO": 40})
-waiter = replies.reference(lesson.seed, lesson.pick(200, 100)).to(device)
-everything, belongs = (part.to(device) for part in replies.all_replies())               # (2, 3906, T)
+waiter = train_reference(lesson.seed, lesson.pick(200, 100)).to(device)
+everything, belongs = (part.to(device) for part in all_replies())               # (2, 3906, T)
 with torch.no_grad():
     usual = [answer_logprobs(waiter, t, m) for t, m in zip(everything, belongs)]         # 2 of (3906,)
 rule = [replies.reward(t, m) for t, m in zip(everything, belongs)]

@@ -20,14 +20,24 @@ from torch import nn
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.alignment import replies
 from minigpt.alignment.dpo import DPO, dpo_loss, implicit_reward, score_pairs
-from minigpt.alignment.exact import Table, answer_logprobs, gradient, kl_divergence, list_answers, optimal_policy, slopes, tabulate
+from minigpt.alignment.exact import (
+    Table,
+    answer_logprobs,
+    gradient,
+    kl_divergence,
+    list_answers,
+    optimal_policy,
+    slopes,
+    tabulate,
+)
 from minigpt.alignment.logprobs import sequence_logprobs
 from minigpt.alignment.preferences import accuracy_ceiling, compare, preference_probability
+from minigpt.alignment.reference import all_replies, train_reference
 from minigpt.alignment.rollouts import rollout
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train
+from minigpt.worlds import replies
 
 lesson = Lesson("19_dpo")
 torch.set_num_threads(1)                                                # small matrices: a second thread only waits
@@ -203,8 +213,8 @@ lesson.claim("with means the gradient at π* is not 0, and training ends elsewhe
 
 # %%
 BETA = 2.0
-waiter = replies.reference(lesson.seed, lesson.pick(200, 100)).to(device)
-everything, belongs = (part.to(device) for part in replies.all_replies())               # (2, 3906, T)
+waiter = train_reference(lesson.seed, lesson.pick(200, 100)).to(device)
+everything, belongs = (part.to(device) for part in all_replies())               # (2, 3906, T)
 
 
 def judged(tokens, mask):

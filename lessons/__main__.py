@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from lessons.course import ROOT, parser
-from minigpt.__main__ import Parser
+from minigpt.command_line import Parser
 
 FOLDER = Path(__file__).resolve().parent
 

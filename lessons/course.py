@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from minigpt import plotting
-from minigpt.__main__ import Parser
+from minigpt.command_line import Parser
 from minigpt.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ class Lesson:
         path = plotting.save(fig, self.folder / f"{name}.png")
         print(f"  ▣ {path}", flush=True)
         if "ipykernel" in sys.modules:
-            from IPython.display import Image, display                  # there whenever ipykernel is
+            from IPython.display import Image, display  # there whenever ipykernel is
             display(Image(filename=str(path)))
 
     def end(self) -> None:

@@ -8,22 +8,28 @@
 Every failure is one line on standard error and exit status 2; Ctrl-C is 130.
 """
 import argparse
-import difflib
 import hashlib
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from minigpt.command_line import Parser, use_device
 from minigpt.files import read_json, read_text, write_json
 from minigpt.generation import stream
-from minigpt.models.gpt import GPT, GPTConfig, count_parameters
+from minigpt.models.counting import count_parameters
+from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.text.corpora import prose
 from minigpt.text.tokenizers import BPETokenizer, CharTokenizer, load_tokenizer
 from minigpt.training.checkpoints import load_checkpoint, load_weights
-from minigpt.training.loop import TrainingConfig, held_out_loss, next_token_loss, random_windows, train
+from minigpt.training.loop import (
+    TrainingConfig,
+    held_out_loss,
+    next_token_loss,
+    random_windows,
+    train,
+)
 from minigpt.training.losses import bits_per_byte, perplexity
 
 HELD_OUT = 0.1                          # the last tenth of a text is never trained on
@@ -43,25 +49,6 @@ TRAIN_FLAGS = (                         # flag, kind, default, help: the configu
     ("--seed", int, 0, "fixes weights, batches and samples"),
 )
 DEFAULTS = {flag[2:].replace("-", "_"): default for flag, _, default, _ in TRAIN_FLAGS}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line and names the nearest flag or command."""
-
-    def words(self) -> list[str]:
-        """Every flag and command this parser and its sub-parsers know."""
-        own = []
-        for action in self._actions:
-            own += action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                own += [word for name, sub in action.choices.items() for word in [name, *sub.words()]]
-        return own
-
-    def error(self, message: str):
-        match = re.match(r"unrecognized arguments: (\S+)", message) or re.match(r"argument \w+: invalid choice: '(\S+)'", message)
-        near = difflib.get_close_matches(match[1].split("=")[0], self.words(), 1) if match else []
-        print(f"{self.prog}: {message}" + (f"; did you mean {near[0]}?" if near else ""), file=sys.stderr)
-        raise SystemExit(2)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -93,15 +80,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for p in commands.choices.values():
         p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, … (default cpu)")
     return parser.parse_args(argv)
-
-
-def use_device(name: str) -> torch.device:
-    try:
-        torch.zeros(1, device=name)
-        return torch.device(name)
-    except Exception:                                                   # one kind of error for each back end
-        present = ["cpu"] + (["cuda"] if torch.cuda.is_available() else []) + (["mps"] if torch.backends.mps.is_available() else [])
-        raise ValueError(f"device {name!r} is not on this machine; there is {', '.join(present)}") from None
 
 
 def train_command(args: argparse.Namespace) -> None:
@@ -195,7 +173,7 @@ def reopen_run(out: Path, text: str | None, given: dict) -> dict:
 def draw_loss_curve(out: Path) -> None:
     import csv
 
-    from minigpt import plotting                                        # matplotlib takes half a second: only when drawing
+    from minigpt import plotting  # matplotlib takes half a second: only when drawing
     with open(out / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = [{k: int(v) if k == "step" else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     plotting.save(plotting.loss_curve(rows), out / "loss.png")

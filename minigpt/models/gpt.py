@@ -186,13 +186,3 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, cache: list[KVCache] | None = None, mask: Tensor | None = None) -> Tensor:
         return self.unembed(self.hidden(tokens, cache, mask=mask))
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Numbers that training changes; a tied matrix counts once.
-
-    >>> with torch.device("meta"):              # shapes without memory
-    ...     count_parameters(GPT(GPTConfig.gpt2()))
-    124439808
-    """
-    return sum(p.numel() for p in model.parameters())

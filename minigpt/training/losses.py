@@ -8,7 +8,6 @@ Shapes: B batch, T time, V vocabulary.
 """
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,6 +36,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -
     left out, (B, T−1, V), by a caller who did not compute them. A model that gives each of
     two tokens half the probability, and a row whose third token is padding:
 
+    >>> import torch
     >>> token_logprobs(torch.zeros(1, 3, 2), torch.tensor([[0, 1, 0]]), torch.tensor([[True, True, False]])).exp().tolist()
     [[0.5, 1.0]]
     """

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from minigpt.adaptation.finetuning import (
-    FineTuned, SpecialTokens, add_tokens, classification, entailment, finetuning_loss, multiple_choice, pad, similarity,
+    FineTuned,
+    SpecialTokens,
+    add_tokens,
+    classification,
+    entailment,
+    finetuning_loss,
+    multiple_choice,
+    pad,
+    similarity,
 )
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train

@@ -6,12 +6,26 @@ from collections import Counter
 import pytest
 import torch
 
-from minigpt.adaptation import instruction as world
-from minigpt.adaptation.instruction import (
-    ALMANAC, DIGITS, END, KINDS, NAMES, NUMBER, NUMBERS, THINGS, VOCABULARY, Instruction, answers, decode, dialogues, encode, is_held_out,
-    judge, sample, sft_loss,
-)
+from minigpt.worlds import assistant as world
+from minigpt.adaptation.instruction import answers, dialogues, sft_loss
 from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.worlds.assistant import (
+    ALMANAC,
+    DIGITS,
+    END,
+    KINDS,
+    NAMES,
+    NUMBER,
+    NUMBERS,
+    THINGS,
+    VOCABULARY,
+    Instruction,
+    decode,
+    encode,
+    is_held_out,
+    judge,
+    sample,
+)
 
 
 def samples(n: int, held_out: bool = False, seed: int = 0) -> list[Instruction]:

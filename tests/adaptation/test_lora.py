@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt.adaptation.lora import LoRALinear, add_lora, find_linears, load_lora, lora_layers, merge, save_lora, unmerge, use_lora
+from minigpt.adaptation.lora import (
+    LoRALinear,
+    add_lora,
+    find_linears,
+    load_lora,
+    lora_layers,
+    merge,
+    save_lora,
+    unmerge,
+    use_lora,
+)
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.checkpoints import save_checkpoint
 from minigpt.training.loop import TrainingConfig, train

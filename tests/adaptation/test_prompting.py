@@ -4,7 +4,13 @@ import math
 import pytest
 import torch
 
-from minigpt.adaptation.prompting import SoftPrompt, few_shot_prompt, resolve_pronoun, score_candidates, substitute
+from minigpt.adaptation.prompting import (
+    SoftPrompt,
+    few_shot_prompt,
+    resolve_pronoun,
+    score_candidates,
+    substitute,
+)
 from minigpt.generation import generate, left_pad, stream
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train

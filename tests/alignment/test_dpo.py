@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from minigpt.alignment.dpo import DPO, dpo_loss, implicit_reward, score_pairs
-from minigpt.alignment.exact import answer_logprobs, gradient, kl_divergence, optimal_policy, tabulate
+from minigpt.alignment.exact import (
+    answer_logprobs,
+    gradient,
+    kl_divergence,
+    optimal_policy,
+    tabulate,
+)
 from minigpt.alignment.ppo import ppo_policy_loss
 from minigpt.alignment.preferences import Pairs, compare, preference_probability
 from minigpt.alignment.reinforce import advantages_over

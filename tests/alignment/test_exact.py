@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from minigpt.alignment.exact import (
-    Table, answer_logprobs, best_of_n, expectation, gradient, kl_divergence, list_answers, objective, optimal_policy, slopes, tabulate,
+    Table,
+    answer_logprobs,
+    best_of_n,
+    expectation,
+    gradient,
+    kl_divergence,
+    list_answers,
+    objective,
+    optimal_policy,
+    slopes,
+    tabulate,
 )
 from minigpt.models.gpt import GPT, GPTConfig
 

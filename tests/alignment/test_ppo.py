@@ -6,7 +6,15 @@ import torch
 
 from minigpt.alignment.exact import Table, answer_logprobs, gradient, kl_divergence, optimal_policy
 from minigpt.alignment.logprobs import masked_mean, token_logprobs
-from minigpt.alignment.ppo import PPO, AdaptiveKL, Minibatch, gae, ppo_policy_loss, ppo_value_loss, whiten
+from minigpt.alignment.ppo import (
+    PPO,
+    AdaptiveKL,
+    Minibatch,
+    gae,
+    ppo_policy_loss,
+    ppo_value_loss,
+    whiten,
+)
 from minigpt.alignment.reinforce import ActorCritic, Task, reinforce_loss
 from minigpt.alignment.reward_model import ValueModel
 from minigpt.alignment.rollouts import Rollout, token_rewards

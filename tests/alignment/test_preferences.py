@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from minigpt.alignment.preferences import Pairs, accuracy_ceiling, compare, loss_floor, preference_probability
+from minigpt.alignment.preferences import (
+    Pairs,
+    accuracy_ceiling,
+    compare,
+    loss_floor,
+    preference_probability,
+)
 from minigpt.alignment.rollouts import Rollout
 
 F64 = torch.float64

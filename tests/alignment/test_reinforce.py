@@ -5,7 +5,14 @@ import torch
 
 from minigpt.alignment.exact import Table, answer_logprobs, gradient, kl_divergence, optimal_policy
 from minigpt.alignment.logprobs import token_logprobs
-from minigpt.alignment.reinforce import ActorCritic, Reinforce, Task, advantages_over, reinforce_loss, watch
+from minigpt.alignment.reinforce import (
+    ActorCritic,
+    Reinforce,
+    Task,
+    advantages_over,
+    reinforce_loss,
+    watch,
+)
 from minigpt.alignment.rollouts import Rollout, rollout
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train

@@ -7,7 +7,14 @@ import torch
 
 from minigpt.alignment.exact import Table
 from minigpt.alignment.preferences import Pairs, compare, loss_floor, preference_probability
-from minigpt.alignment.reward_model import RewardModel, ValueModel, best_of_k_loss, bradley_terry_loss, reward_accuracy, reward_loss
+from minigpt.alignment.reward_model import (
+    RewardModel,
+    ValueModel,
+    best_of_k_loss,
+    bradley_terry_loss,
+    reward_accuracy,
+    reward_loss,
+)
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train
 

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minigpt.models.attention import KVCache, MultiHeadAttention, attend, attention_weights, causal_mask
+from minigpt.models.attention import (
+    KVCache,
+    MultiHeadAttention,
+    attend,
+    attention_weights,
+    causal_mask,
+)
 from minigpt.models.positions import rotary_table
 
 B, H, D = 2, 3, 5                                                       # T and S differ from these and from each other below

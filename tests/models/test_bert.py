@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from minigpt.models.bert import BERT, BERTConfig
-from minigpt.models.gpt import count_parameters
+from minigpt.models.counting import count_parameters
 from minigpt.training.losses import bert_loss
 
 FORMS = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minigpt.models.gpt import GPT, GPTConfig, count_parameters
+from minigpt.models.counting import count_parameters
+from minigpt.models.gpt import GPT, GPTConfig
 
 FORMS = {
     "gpt2": GPTConfig(11, 9, n_layers=2, n_heads=3, d_model=12),

@@ -7,7 +7,13 @@ import torch
 
 from minigpt.generation import generate
 from minigpt.models.neural import NeuralLM
-from minigpt.training.loop import TrainingConfig, held_out_loss, next_token_loss, random_windows, train
+from minigpt.training.loop import (
+    TrainingConfig,
+    held_out_loss,
+    next_token_loss,
+    random_windows,
+    train,
+)
 
 
 def make(order: int, vocab_size: int = 7, d_embedding: int = 3, d_hidden: int = 5) -> NeuralLM:

@@ -7,8 +7,20 @@ import torch
 from torch.nn import functional as F
 
 from minigpt.models.pixels import (
-    DiagonalLSTM, IndependentPixels, MaskedConvolution, NeighbourRegression, PixelCNN, PixelRNN, ResidualBlock, complete, conditionals,
-    image_bits, pixel_mask, sample, skew, unskew,
+    DiagonalLSTM,
+    IndependentPixels,
+    MaskedConvolution,
+    NeighbourRegression,
+    PixelCNN,
+    PixelRNN,
+    ResidualBlock,
+    complete,
+    conditionals,
+    image_bits,
+    pixel_mask,
+    sample,
+    skew,
+    unskew,
 )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from minigpt.text import corpora
-from minigpt.text.corpora import BOY, GIRL, POOLS, STORIES, prose
+from minigpt.text.corpora import prose
+from minigpt.worlds.stories import BOY, GIRL, POOLS, STORIES
 
 ROOT = Path(corpora.__file__).parents[2]
 SAMPLE = STORIES.sample_many(2000, seed=20)

@@ -9,7 +9,14 @@ from torch import nn
 
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.checkpoints import load_checkpoint
-from minigpt.training.loop import TrainingConfig, held_out_loss, next_token_loss, random_windows, schedule, train
+from minigpt.training.loop import (
+    TrainingConfig,
+    held_out_loss,
+    next_token_loss,
+    random_windows,
+    schedule,
+    train,
+)
 
 TEXT = torch.randint(7, (500,), generator=torch.Generator().manual_seed(0))
 

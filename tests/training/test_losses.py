@@ -4,7 +4,15 @@ import math
 import pytest
 import torch
 
-from minigpt.training.losses import bits, bits_per_byte, causal_loss, cross_entropy, perplexity, sequence_logprobs, token_logprobs
+from minigpt.training.losses import (
+    bits,
+    bits_per_byte,
+    causal_loss,
+    cross_entropy,
+    perplexity,
+    sequence_logprobs,
+    token_logprobs,
+)
 
 LOGITS = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)     # B=2 T=5 V=3
 TOKENS = torch.tensor([[0, 2, 1, 1, 0], [1, 0, 2, 2, 1]])

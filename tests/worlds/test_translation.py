@@ -5,8 +5,24 @@ from collections import defaultdict
 import pytest
 import torch
 
-from minigpt.text import translation
-from minigpt.text.translation import END, LANGUAGES, PAD, START, Noun, Pair, Writer, article, decode, encode, join, piece, sample_pair, vocabulary, written
+from minigpt.worlds import translation
+from minigpt.worlds.translation import (
+    END,
+    LANGUAGES,
+    PAD,
+    START,
+    Noun,
+    Pair,
+    Writer,
+    article,
+    decode,
+    encode,
+    join,
+    piece,
+    sample_pair,
+    vocabulary,
+    written,
+)
 
 
 def sample(language, n, seed=0):

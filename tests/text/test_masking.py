@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minigpt.text.corruption import mask_tokens, sentence_pairs
+from minigpt.text.masking import mask_tokens, sentence_pairs
 
 CLS, SEP, PAD, MASK = 30, 31, 32, 33                                                    # V = 34; 0 to 29 are ordinary
 SPECIAL, V = (CLS, SEP, PAD, MASK), 34

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from minigpt.text import reviews
-from minigpt.text.reviews import AGAINST, FOR
+from minigpt.worlds import reviews
+from minigpt.worlds.reviews import AGAINST, FOR
 
 WORDS = {AGAINST: ["awful", "boring", "dull", "feeble"], FOR: ["charming", "lovely", "splendid", "superb"]}
 DID = {AGAINST: ["groaned", "yawned"], FOR: ["laughed", "smiled"]}

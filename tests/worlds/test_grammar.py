@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from minigpt.text.grammar import Grammar, alike, tokens
+from minigpt.worlds.grammar import Grammar, alike, tokens
 
 
 def every_text(rules, pools):

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from minigpt import images
-from minigpt.images import FONTS, draw_digits, drawings
+from minigpt.worlds import digits as images
+from minigpt.worlds.digits import FONTS, draw_digits, drawings
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -17,7 +17,7 @@ Not here: sarcasm, lukewarm reviewers, and reviewers who contradict themselves.
 """
 import torch
 
-from minigpt.text.grammar import Grammar
+from minigpt.worlds.grammar import Grammar
 
 AGAINST, FOR = 0, 1
 STANCES = "against", "for"

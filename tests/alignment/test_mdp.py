@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from minigpt import plotting
-from minigpt.alignment.environments import MDP, Grid, action_values, best_actions, evaluate, list_episodes, sample, value_iteration
+from minigpt.alignment.mdp import (
+    action_values,
+    best_actions,
+    evaluate,
+    list_episodes,
+    sample,
+    value_iteration,
+)
+from minigpt.worlds.gridworld import MDP, Grid
 
 MAP = """
     .bS.

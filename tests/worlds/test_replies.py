@@ -4,8 +4,9 @@ import itertools
 import pytest
 import torch
 
-from minigpt.alignment import replies
 from minigpt.alignment.exact import answer_logprobs
+from minigpt.alignment.reference import all_replies, train_reference
+from minigpt.worlds import replies
 
 BY_HAND = [                                                             # customer, reply, reward
     ("please", ".", 0.0),                                               # ends, no words
@@ -37,7 +38,7 @@ def test_rewards_added_up_by_hand(customer, reply, expected):
 
 
 def test_there_are_3906_replies_to_each_customer_and_none_twice():
-    tokens, mask = replies.all_replies()
+    tokens, mask = all_replies()
     assert tokens.shape == mask.shape == (2, 3906, 6)
     expected = {words[:words.index(0) + 1] if 0 in words else words for words in itertools.product(range(6), repeat=5)}
     for customer, rows, belongs in zip(replies.CUSTOMERS, tokens, mask):
@@ -46,9 +47,9 @@ def test_there_are_3906_replies_to_each_customer_and_none_twice():
 
 def test_habits_are_a_chain_and_usual_replies_follow_it():
     assert torch.allclose(replies.HABITS.sum(1), torch.ones(6), atol=1e-6)
-    tokens, mask = replies.all_replies()
+    tokens, mask = all_replies()
     for rows, belongs in zip(tokens, mask):
-        assert answer_logprobs(replies.Habits(), rows, belongs).exp().sum().item() == pytest.approx(1.0, abs=1e-4)
+        assert answer_logprobs(lambda tokens: replies.HABITS.log()[tokens], rows, belongs).exp().sum().item() == pytest.approx(1.0, abs=1e-4)
     said, counts = replies.usual_replies(4000, torch.Generator().manual_seed(0))
     start = said[:, 0] == replies.NOW
     assert start.float().mean().item() == pytest.approx(0.5, abs=0.04)
@@ -58,7 +59,7 @@ def test_habits_are_a_chain_and_usual_replies_follow_it():
 
 
 def test_the_reference_learns_the_chain_and_is_frozen():
-    model = replies.reference(seed=3, steps=60)
+    model = train_reference(seed=3, steps=60)
     assert not any(p.requires_grad for p in model.parameters())
     with torch.no_grad():
         after_yes = model(torch.tensor([[replies.PLEASE, replies.YES]]))[0, -1].softmax(0)

@@ -7,7 +7,15 @@ from fractions import Fraction
 import pytest
 import torch
 
-from minigpt.text.corruption import corrupt_spans, expected_lengths, random_segments, restore, span_counts, span_mask, split_at_sentinels
+from minigpt.text.spans import (
+    corrupt_spans,
+    expected_lengths,
+    random_segments,
+    restore,
+    span_counts,
+    span_mask,
+    split_at_sentinels,
+)
 
 V, END = 200, 1
 

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from minigpt.models.attention import KVCache, MultiHeadAttention, attend, causal_mask
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.models.positions import rotate
+from minigpt.models.reversible import Reversible
 
 STRIDE = 3                              # kernel and stride of the compression (Liu et al. 2018, §4.2.4)
 ALONE = -1e5                            # a token's score for itself under LSH: it counts only where there is no other (Reformer, §2)
@@ -213,72 +214,6 @@ class LSHAttention(LongAttention):
         return shared_attention(q, v) if self.full else lsh_attention(q, v, lsh_buckets(q.detach(), self.rotations), self.chunk)
 
 
-# Reversible layers. A block x + attention, x + mlp becomes F and G on two streams; what a layer was given is computed
-# back from what it returned, so of all layers only the last one's output is kept.
-
-class _Reversible(torch.autograd.Function):
-    """Runs (F, G) pairs without a graph, and backwards builds one pair's graph at a time."""
-
-    @staticmethod
-    def forward(ctx, x1: Tensor, x2: Tensor, pairs: list, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        for f, g in pairs:                                              # no graph: a Function's forward runs without one
-            x1 = x1 + f(x2)
-            x2 = x2 + g(x1)
-        ctx.pairs, ctx.parameters = pairs, parameters
-        ctx.save_for_backward(x1, x2)
-        return x1, x2
-
-    @staticmethod
-    def backward(ctx, d1: Tensor, d2: Tensor):
-        y1, y2 = ctx.saved_tensors
-        gradients = [None] * len(ctx.parameters)
-
-        def through(function, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
-            """function(x), and upstream · ∂function/∂x; the parameters' shares are added to `gradients`."""
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                value = function(x)
-                dx, *rest = torch.autograd.grad(value, (x, *ctx.parameters), upstream, allow_unused=True)
-            for i, gradient in enumerate(rest):
-                if gradient is not None:
-                    gradients[i] = gradient if gradients[i] is None else gradients[i] + gradient
-            return value.detach(), dx
-
-        for f, g in reversed(ctx.pairs):
-            value, dx = through(g, y1, d2)                              # y₂ = x₂ + G(y₁)
-            y2, d1 = y2 - value, d1 + dx
-            value, dx = through(f, y2, d1)                              # y₁ = x₁ + F(x₂), and y2 now holds x₂
-            y1, d2 = y1 - value, d2 + dx
-        return d1, d2, None, *gradients
-
-
-class Reversible(nn.Module):
-    """GPT's blocks on two streams: (B, T, C) -> (B, T, C). Both streams start as x, and their mean is what comes out.
-
-    `store` keeps every activation instead, as autograd does: the same numbers, for comparison.
-    """
-
-    def __init__(self, blocks: nn.ModuleList, store: bool = False):
-        super().__init__()
-        if any(block.post_norm for block in blocks):
-            raise ValueError("a post-norm block replaces its input and cannot be reversed; use post_norm=False")
-        self.blocks, self.store = blocks, store
-
-    def forward(self, x: Tensor, cache: KVCache | None = None, **options) -> Tensor:
-        if cache is not None:
-            raise ValueError("reversible layers are for training and keep no cache; call them with cache=None")
-        pairs = [(lambda x, b=block: b.attention(b.norm1(x), causal=True, **options), lambda x, b=block: b.feed_forward(b.norm2(x)))
-                 for block in self.blocks]
-        if self.store:
-            x1, x2 = x, x
-            for f, g in pairs:
-                x1 = x1 + f(x2)
-                x2 = x2 + g(x1)
-        else:
-            x1, x2 = _Reversible.apply(x, x, pairs, *(p for p in self.blocks.parameters() if p.requires_grad))
-        return (x1 + x2) / 2
-
-
 def long_gpt(
     config: GPTConfig, layers: str, block: int = 256, n_buckets: int = 32, n_rounds: int = 8, reversible: bool = False,
     generator: torch.Generator | None = None,
@@ -315,21 +250,3 @@ def score_entries(layers: str, n: int, block: int = 256) -> int:
     (90000, 30000, 30000, 60000)
     """
     return sum({"F": n, "L": min(block, n), "M": math.ceil(n / STRIDE)}[letter] * n for letter in layers)
-
-
-def saved_bytes(function, parameters=()) -> int:
-    """Bytes that autograd keeps, between forward and backward, for what `function()` computes. A tensor kept twice counts once.
-
-    `parameters` are not counted, nor are views of them: a model has them anyway.
-    """
-    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    kept = {}
-
-    def pack(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x                        # holding x keeps its address from being used again
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        result = function()
-    del result
-    return sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in weights)

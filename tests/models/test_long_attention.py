@@ -7,11 +7,22 @@ from torch import nn
 
 from minigpt.generation import generate
 from minigpt.models.attention import MultiHeadAttention
-from minigpt.models.efficient import (
-    CompressedAttention, LocalAttention, LSHAttention, Reversible, compressed_attention, local_attention, long_gpt, lsh_attention, lsh_buckets,
-    random_rotations, saved_bytes, score_entries, shared_attention,
+from minigpt.models.counting import count_parameters, saved_bytes
+from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.models.long_attention import (
+    CompressedAttention,
+    LocalAttention,
+    LSHAttention,
+    compressed_attention,
+    local_attention,
+    long_gpt,
+    lsh_attention,
+    lsh_buckets,
+    random_rotations,
+    score_entries,
+    shared_attention,
 )
-from minigpt.models.gpt import GPT, GPTConfig, count_parameters
+from minigpt.models.reversible import Reversible
 
 B, H, T, D, C = 2, 3, 11, 4, 12
 

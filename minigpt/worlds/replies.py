@@ -10,13 +10,7 @@ Source: invented for this course. Lessons 17 to 19 share it.
 Shapes: B replies, T = 1 + 5: the customer's word, then the reply.
 """
 import torch
-from torch import Tensor, nn
-
-from minigpt.alignment.exact import list_answers
-from minigpt.alignment.rollouts import rollout
-from minigpt.models.gpt import GPT, GPTConfig
-from minigpt.training.loop import TrainingConfig, train
-from minigpt.training.losses import causal_loss
+from torch import Tensor
 
 WORDS = (".", "yes", "no", "please", "sorry", "now")
 STOP, YES, NO, PLEASE, SORRY, NOW = range(6)
@@ -34,37 +28,23 @@ HABITS = torch.tensor([
 ]) / 1000
 
 
-class Habits(nn.Module):
-    """The chain as a model: tokens (B, T) -> log-probabilities of the next word (B, T, 6)."""
-
-    context_length = 1 + LONGEST
-
-    def __init__(self):
-        super().__init__()
-        self.logprobs = nn.Parameter(HABITS.log(), requires_grad=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.logprobs[tokens]
-
-
 def customers(n: int, generator: torch.Generator) -> Tensor:
     """n prompts of one word each, either customer equally likely: (n, 1)."""
     return torch.tensor(CUSTOMERS)[torch.randint(len(CUSTOMERS), (n, 1), generator=generator)]
 
 
 def usual_replies(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What people say: tokens (n, T) and which of them are the reply's (n, T)."""
-    said = rollout(Habits(), customers(n, generator), LONGEST, STOP, generator=generator)
-    return said.tokens, said.mask
-
-
-def reference(seed: int = 0, steps: int = 200) -> GPT:
-    """π_ref: a GPT of two layers that has read what people say, 256 new replies a step. Frozen: a copy of it is what gets trained."""
-    model = GPT(GPTConfig.modern(len(WORDS), 1 + LONGEST, n_layers=2, n_heads=4, d_model=32), torch.Generator().manual_seed(seed))
-    config = TrainingConfig(max_steps=steps, learning_rate=5e-3, weight_decay=0.0, optimizer="muon", evaluate_every=steps, seed=seed)
-    for _ in train(model, lambda generator: usual_replies(256, generator), lambda m, batch: causal_loss(m(batch[0]), *batch), config):
-        pass
-    return model.requires_grad_(False)
+    """What waiters usually say: tokens (n, T) and which of them are the reply's (n, T)."""
+    tokens = torch.full((n, 1 + LONGEST), STOP)                         # (n, T)
+    mask = torch.zeros(n, 1 + LONGEST, dtype=torch.bool)                # (n, T)
+    tokens[:, :1] = customers(n, generator)
+    talking = torch.ones(n, dtype=torch.bool)
+    for t in range(1, 1 + LONGEST):
+        word = torch.multinomial(HABITS[tokens[:, t - 1]], 1, generator=generator)[:, 0]        # (n,)
+        tokens[:, t] = torch.where(talking, word, STOP)
+        mask[:, t] = talking
+        talking = talking & (word != STOP)
+    return tokens, mask
 
 
 def reward(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -83,12 +63,6 @@ def reward(tokens: Tensor, mask: Tensor) -> Tensor:
     return (3.0 * said[YES] - said[NO] + 2.0 * followed(NO, SORRY) - 4.0 * said[YES] * said[NO] + said[PLEASE]
             + (1.0 + impatient) * said[SORRY] - 3.0 * said[NOW] + 2.0 * followed(NOW, PLEASE)
             - 2.0 * (1 - said[STOP]) - 0.4 * (mask & (tokens != STOP)).sum(1))
-
-
-def all_replies() -> tuple[Tensor, Tensor]:
-    """Every reply to each customer: tokens (2, 3906, T) and which of them are the reply's."""
-    lists = [list_answers(torch.tensor([customer]), len(WORDS), LONGEST, STOP) for customer in CUSTOMERS]
-    return torch.stack([tokens for tokens, _ in lists]), torch.stack([mask for _, mask in lists])
 
 
 def written(tokens: Tensor) -> str:

@@ -1,0 +1,1 @@
+"""Invented worlds whose answers are known exactly. They know no model."""
