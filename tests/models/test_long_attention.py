@@ -308,19 +308,6 @@ def test_reversible_keeps_the_same_however_many_layers_there_are():
     assert 0 < ours_6 == ours_2 < theirs_2
 
 
-def test_saved_bytes_counts_a_tensor_once():
-    x = torch.ones(10, 3, dtype=torch.float64, requires_grad=True)
-    assert saved_bytes(lambda: x.exp()) == 240                                               # exp keeps its result
-    assert saved_bytes(lambda: x * x) == 240                                                 # one storage, kept for each factor
-    assert saved_bytes(lambda: x.exp().exp()) == 480 and saved_bytes(lambda: x + 1) == 0
-
-
-def test_saved_bytes_leaves_out_parameters_and_views_of_them():
-    x, w = (torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 10), (10, 3)))
-    assert saved_bytes(lambda: x @ w) == 8 * (50 + 30) and saved_bytes(lambda: x @ w, [w]) == 8 * 50
-    assert saved_bytes(lambda: x @ w[:, 1:], [w]) == 8 * 50 and saved_bytes(lambda: x @ w, iter([w, x])) == 0
-
-
 # The model
 
 def test_each_letter_is_a_layer_and_other_letters_are_refused():
