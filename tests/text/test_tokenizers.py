@@ -226,7 +226,7 @@ def test_characters_of_all_planes_survive_saving(tmp_path):
 
 def test_the_other_kind_s_file_is_refused(tmp_path):
     trained(CharTokenizer).save(tmp_path / "t.json")
-    with pytest.raises(ValueError, match="holds a CharTokenizer, not a BPETokenizer; load_tokenizer reads either"):
+    with pytest.raises(ValueError, match="holds a CharTokenizer, not a BPETokenizer; load_tokenizer reads every kind"):
         BPETokenizer.load(tmp_path / "t.json")
 
 
