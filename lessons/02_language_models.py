@@ -21,8 +21,9 @@ from minigpt.models.neural import NeuralLM
 from minigpt.models.ngram import NGram
 from minigpt.text.corpora import prose
 from minigpt.text.tokenizers import CharTokenizer
-from minigpt.training.loop import TrainingConfig, next_token_loss, random_windows, train
-from minigpt.training.losses import bits, cross_entropy, perplexity
+from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import bits, cross_entropy, next_token_loss, perplexity
+from minigpt.training.windows import make_random_windows
 from minigpt.worlds.grammar import Grammar, alike
 from minigpt.worlds.grammar import tokens as split_into_tokens
 from minigpt.worlds.stories import STORIES
@@ -292,7 +293,7 @@ def train_network(text, order, vocab_size, steps, d_embedding=16, d_hidden=64):
     """Bengio's network after `steps` batches of 8 windows of 64 predictions."""
     network = NeuralLM(order, vocab_size, d_embedding, d_hidden, torch.Generator().manual_seed(lesson.seed))
     settings = TrainingConfig(max_steps=steps, learning_rate=1e-2, evaluate_every=steps, seed=lesson.seed)
-    list(train(network, random_windows(text, 8, 65), next_token_loss, settings))
+    train(network, make_random_windows(text, 8, 65), next_token_loss, settings)
     return network
 
 

@@ -334,16 +334,13 @@ def learn_to_recall(start, lag):
     model = recaller(start, lag)
     test = recall_batch(lag, 1000)(torch.Generator().manual_seed(2000 + lesson.seed))
     config = TrainingConfig(max_steps=STEPS, learning_rate=RATES[start], weight_decay=0.0, evaluate_every=50, seed=lesson.seed)
-    curve = []
 
     def evaluate(model):
         return {"accuracy": (model(test)[:, -1].argmax(-1) == test[:, 0]).float().mean().item()}
 
-    for row in train(model, recall_batch(lag, 256), recall_loss, config, evaluate):
-        curve.append((row["step"], row["accuracy"]))
-        if row["accuracy"] > 0.99:
-            break
-    return model, curve
+    rows = train(model, recall_batch(lag, 256), recall_loss, config, evaluate,
+                 on_row=lambda row: row["accuracy"] > 0.99)             # True stops the training
+    return model, [(row["step"], row["accuracy"]) for row in rows]
 
 
 learned = {}                                                            # (start, lag) -> (accuracy, learning curve, model)
@@ -525,7 +522,7 @@ readers = {"LSTM": Reader(LSTM(12, 40, lesson.generator), 40), "BiLSTM": Reader(
 right = {}
 for name, model in readers.items():
     config = TrainingConfig(max_steps=lesson.pick(150, 100), learning_rate=1e-2, evaluate_every=50, seed=lesson.seed)
-    rows = list(train(model.to(device), lambda generator: phrases(32, generator), article_loss, config, article_accuracy))
+    rows = train(model.to(device), lambda generator: phrases(32, generator), article_loss, config, article_accuracy)
     right[name] = rows[-1]["accuracy"]
     mixed = next(row for row, gender in enumerate(judged[1]) if {0, 1} <= set(gender.tolist()))          # a row with both genders to show
     sentence, guess = judged[0][mixed].tolist(), model(judged[0][mixed:mixed + 1]).argmax(-1)[0].tolist()

@@ -431,9 +431,12 @@ def learn(task, positions):
     steps = lesson.pick(300, 120)
     # At 1e-2 one seed in five is soon sure of a wrong place, and part 4 says what a sure softmax learns.
     training = TrainingConfig(max_steps=steps, learning_rate=3e-3, evaluate_every=steps // 3, seed=lesson.seed)
-    for row in train(model, lambda generator: strings(task, 64, generator), loss, training, evaluate):
-        print(f"  {task}, positions {positions:<8} step {row['step']:>4}   held-out accuracy {row['accuracy']:.3f}")
-    return model, held_out, row["accuracy"]
+    def on_row(row):
+        print(f"  {task}, positions {positions:<8} step {row['step']:>4}   "
+              f"held-out accuracy {row['accuracy']:.3f}", flush=True)
+
+    rows = train(model, lambda generator: strings(task, 64, generator), loss, training, evaluate, on_row=on_row)
+    return model, held_out, rows[-1]["accuracy"]
 
 
 copier, copy_strings, copy_accuracy = learn("copy", "learned")

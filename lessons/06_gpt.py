@@ -19,8 +19,8 @@ from minigpt.generation import beam_search, generate, sampling_logprobs, stream
 from minigpt.models.counting import count_parameters
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.text.tokenizers import BPETokenizer
-from minigpt.training.loop import TrainingConfig, next_token_loss, train
-from minigpt.training.losses import bits, causal_loss, cross_entropy
+from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import bits, causal_loss, cross_entropy, next_token_loss
 from minigpt.worlds.stories import STORIES
 
 lesson = Lesson("06_gpt")
@@ -281,10 +281,14 @@ config = TrainingConfig(max_steps=lesson.pick(full=1_400, quick=60), learning_ra
 form = GPTConfig.modern(tokenizer.vocab_size, context_length=max(LENGTH, judged.size(1)), n_layers=2, n_heads=8, d_model=128)
 gpt = GPT(form, lesson.generator).to(lesson.device)
 print(f"  {count_parameters(gpt):,} parameters, {config.max_steps} steps of {BATCH} × {LENGTH} tokens")
-history = []
-for row in train(gpt, next_batch, next_token_loss, config, story_bits):
-    history.append(row)
-    print(f"  step {row['step']:5d}   {row['val_loss']:.4f} bits per character, {row['val_loss'] - exact_bits:.4f} above the floor", flush=True)
+
+
+def on_row(row):
+    print(f"  step {row['step']:5d}   {row['val_loss']:.4f} bits per character, "
+          f"{row['val_loss'] - exact_bits:.4f} above the floor", flush=True)
+
+
+history = train(gpt, next_batch, next_token_loss, config, story_bits, on_row=on_row)
 gap = history[-1]["val_loss"] - exact_bits
 lesson.claim("within 0.05 bits per character of the exact entropy, on fresh stories", 0 < gap < 0.05,
              f"gap {gap:.4f} bits per character above the {exact_bits:.4f} that these stories hold", full_run=True)

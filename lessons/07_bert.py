@@ -418,14 +418,18 @@ def examine(model):
 models, histories = {}, {}
 config = TrainingConfig(max_steps=lesson.pick(full=2_600, quick=40), learning_rate=1e-3, weight_decay=0.0, optimizer="muon",
                         evaluate_every=lesson.pick(full=200, quick=20), seed=lesson.seed)
+
+
+def on_row(row):
+    print(f"  step {row['step']:5d}   hidden words {row['words']:.3f}, {row['bits']:.3f} bits each (Bayes {best['bits']:.3f})   "
+          f"pairs {row['pairs']:.3f}", flush=True)
+
+
 for name, shares in (("80/10/10", (0.8, 0.1, 0.1)), ("[MASK] alone", (1, 0, 0))):
     model = BERT(BERTConfig(V, BOTH + 3, n_layers=2, n_heads=4, d_model=64), torch.Generator().manual_seed(lesson.seed))
     print(f"  {name}: {count_parameters(model):,} parameters, {config.max_steps} steps of 32 pairs")
-    models[name], histories[name] = model, []
-    for r in train(model, batches(documents, 32, shares=shares), pretraining_loss, config, examine):
-        histories[name].append(r)
-        print(f"  step {r['step']:5d}   hidden words {r['words']:.3f}, {r['bits']:.3f} bits each (Bayes {best['bits']:.3f})   "
-              f"pairs {r['pairs']:.3f}", flush=True)
+    models[name] = model
+    histories[name] = train(model, batches(documents, 32, shares=shares), pretraining_loss, config, examine, on_row=on_row)
 
 # %% [markdown]
 # The counters are left behind by what only the rest of the scene can tell: the name, the person, the pronoun, which world it is.

@@ -31,9 +31,9 @@ from minigpt.text.spans import (
     span_mask,
     split_at_sentinels,
 )
-from minigpt.training.loop import TrainingConfig, next_token_loss, train
-from minigpt.training.losses import cross_entropy
-from minigpt.training.optimizers import Muon, adamw
+from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import cross_entropy, next_token_loss
+from minigpt.training.optimizers import Muon, make_adamw
 from minigpt.worlds.grammar import Grammar, alike, tokens
 from minigpt.worlds.translation import sample_pair, written
 
@@ -414,9 +414,9 @@ def fit(next_batch, steps, evaluate):
     query = [parameter for name, parameter in named if "query" in name]
     matrix = [parameter for name, parameter in named if parameter.dim() == 2 and "query" not in name and "embedding" not in name]
     rest = [(name, parameter) for name, parameter in named if parameter.dim() == 1 or "embedding" in name]
-    optimizers = [adamw(rest, 1e-2, weight_decay=0), Muon(matrix, 2e-2), Muon(query, 2e-2 / math.sqrt(t5.config.d_head))]
+    optimizers = [make_adamw([p for _, p in rest], 1e-2, weight_decay=0), Muon(matrix, 2e-2), Muon(query, 2e-2 / math.sqrt(t5.config.d_head))]
     config = TrainingConfig(max_steps=steps, evaluate_every=math.ceil(steps / lesson.pick(full=5, quick=1)), seed=lesson.seed)
-    return list(train(t5, next_batch, loss, config, evaluate, optimizers=optimizers))[1:]
+    return train(t5, next_batch, loss, config, evaluate, optimizers=optimizers)[1:]
 
 
 def holes_only(generator):

@@ -530,7 +530,7 @@ def train_on_documents(layers, window, n_stages=4, **options):
     n_steps = sum(steps for _, steps, _ in stages[:n_stages])
     config = TrainingConfig(max_steps=n_steps, learning_rate=4e-3, weight_decay=0.0, optimizer="muon",
                             evaluate_every=max(1, n_steps // 6), seed=lesson.seed)
-    losses = [f"{row['train_loss']:.2f}" for row in list(train(model, next_batch, summary_loss, config))[1:]]
+    losses = [f"{row['train_loss']:.2f}" for row in train(model, next_batch, summary_loss, config)[1:]]
     print(f"    {layers}, {count_parameters(model):,} parameters: loss {' → '.join(losses)} nats a word", flush=True)
     return model
 

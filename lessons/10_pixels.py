@@ -289,7 +289,6 @@ def fit(name, model, data, judged, steps, batch_size, learning_rate):
     """Trains, printing as it goes; returns pairs (digits seen, bits per pixel)."""
     config = TrainingConfig(max_steps=steps, learning_rate=learning_rate, weight_decay=0.01,
                             evaluate_every=math.ceil(steps / 6), seed=lesson.seed)
-    curve = []
 
     def next_batch(generator):
         return data[torch.randint(len(data), (batch_size,), generator=generator)]
@@ -297,8 +296,8 @@ def fit(name, model, data, judged, steps, batch_size, learning_rate):
     def evaluate(model):
         return {"val_loss": bits_per_pixel(model, judged).mean().item()}
 
-    for row in train(model.to(lesson.device), next_batch, image_loss, config, evaluate):
-        curve.append((row["step"] * batch_size, row["val_loss"]))
+    rows = train(model.to(lesson.device), next_batch, image_loss, config, evaluate)
+    curve = [(row["step"] * batch_size, row["val_loss"]) for row in rows]
     print(f"  {name:<11}{count_parameters(model):6,} parameters, {steps:4} steps of {batch_size}: "
           + " → ".join(f"{b:.3f}" for _, b in curve), flush=True)
     return curve

@@ -22,8 +22,8 @@ from minigpt.generation import generate
 from minigpt.models.counting import count_parameters
 from minigpt.models.recurrent import RecurrentLM
 from minigpt.text.tokenizers import CharTokenizer
-from minigpt.training.loop import TrainingConfig, next_token_loss, train
-from minigpt.training.losses import bits, cross_entropy
+from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import bits, cross_entropy, next_token_loss
 from minigpt.worlds import reviews
 from minigpt.worlds.reviews import AGAINST, FOR
 
@@ -186,11 +186,14 @@ model.to(lesson.device)
 config = TrainingConfig(max_steps=lesson.pick(full=500, quick=10), learning_rate=2e-3, weight_decay=0.0, optimizer="muon",
                         evaluate_every=lesson.pick(full=100, quick=20), seed=lesson.seed)
 print(f"  {count_parameters(model):,} parameters, {config.max_steps} steps of {BATCH} × {LENGTH} characters")
-history = []
-for row in train(model, next_batch, next_token_loss, config, review_bits):
-    history.append(row)
+
+
+def on_row(row):
     above = row["val_loss"] - exact_bits
     print(f"  step {row['step']:5d}   {row['val_loss']:7.2f} bits a review, {above:7.2f} above the floor", flush=True)
+
+
+history = train(model, next_batch, next_token_loss, config, review_bits, on_row=on_row)
 gap = history[-1]["val_loss"] - exact_bits
 lesson.claim("within half a bit a review of the exact entropy, on fresh reviews", gap < 0.5,
              f"{gap:.2f} bits above the {exact_bits:.2f} that these reviews hold", full_run=True)

@@ -75,7 +75,7 @@ def draw_reviews(n, generator):
 
 def sentences(text):
     """A review as its sentences, each a tuple of tokens with its full stop."""
-    parts, words = [], tokens(text)
+    words = tokens(text)
     ends = [at for at, word in enumerate(words, 1) if word in (".", "!")]
     return [words[a:b] for a, b in zip([0, *ends], ends)]
 
@@ -249,11 +249,24 @@ gpt = GPT(CONFIG, lesson.generator).to(lesson.device)
 config = TrainingConfig(max_steps=lesson.pick(full=650, quick=30), learning_rate=5e-3, weight_decay=0.0, optimizer="muon",
                         evaluate_every=lesson.pick(full=130, quick=15), seed=lesson.seed)
 print(f"  {count_parameters(gpt):,} parameters, {len(reading):,} reviews, {config.max_steps} steps of 32")
-history = []
-for row in train(gpt, lambda generator: corpus[torch.randint(len(corpus), (32,), generator=generator)], reading_loss, config,
-                 lambda model: {"val_loss": bits(reading_loss(model, judged).item()) * int((judged[:, 1:] >= 0).sum()) / len(fresh)}):
-    history.append(row["val_loss"] - exact_bits)
-    print(f"  step {row['step']:5d}   {row['val_loss']:7.2f} bits a review, {history[-1]:7.2f} above the entropy", flush=True)
+
+
+def next_reviews(generator):
+    return corpus[torch.randint(len(corpus), (32,), generator=generator)]
+
+
+def review_bits(model):
+    nats = reading_loss(model, judged).item()
+    return {"val_loss": bits(nats) * int((judged[:, 1:] >= 0).sum()) / len(fresh)}
+
+
+def on_row(row):
+    print(f"  step {row['step']:5d}   {row['val_loss']:7.2f} bits a review, "
+          f"{row['val_loss'] - exact_bits:7.2f} above the entropy", flush=True)
+
+
+rows = train(gpt, next_reviews, reading_loss, config, review_bits, on_row=on_row)
+history = [row["val_loss"] - exact_bits for row in rows]
 lesson.claim("pre-trained to within one bit a review of the exact entropy, on fresh reviews", history[-1] < 1,
              f"{history[-1]:.2f} bits above the {exact_bits:.2f} that these reviews hold", full_run=True)
 
@@ -288,7 +301,7 @@ def learn(base, n_classes, batch, steps, language_weight, seed):
 
     config = TrainingConfig(max_steps=steps, learning_rate=3e-3, warmup_steps=5, weight_decay=0.0, optimizer="muon",
                             evaluate_every=steps, seed=seed)
-    list(train(model, next_batch, loss, config, progress=False))
+    train(model, next_batch, loss, config, progress=False)
     return model
 
 

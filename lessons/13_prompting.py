@@ -166,10 +166,13 @@ architecture = GPTConfig(len(words), sentences.size(1), n_layers=2, n_heads=4, d
 reader = GPT(architecture, lesson.generator).to(lesson.device)
 config = TrainingConfig(max_steps=lesson.pick(full=600, quick=50), learning_rate=2e-3, weight_decay=0.0, optimizer="muon",
                         evaluate_every=lesson.pick(full=100, quick=50), seed=lesson.seed)
-history = []
-for row in train(reader, next_sentences, sentence_loss, config, coreference):
-    history.append(row)
-    print(f"  step {row['step']:4d}   {row['accuracy']:.0%} of the pronouns resolved")
+
+
+def on_row(row):
+    print(f"  step {row['step']:4d}   {row['accuracy']:.0%} of the pronouns resolved", flush=True)
+
+
+history = train(reader, next_sentences, sentence_loss, config, coreference, on_row=on_row)
 
 text, pair, _ = next(questions(["The trophy did not fit into the suitcase because the trophy was too big."]))
 by_hand = [sum(logprob_by_hand(reader, [number[END]], [*encode(s), number[END]])) for s in substitute(text, pair)]
@@ -304,7 +307,7 @@ for name, shape in sizes.items():
                             evaluate_every=lesson.pick(full=180, quick=30), seed=lesson.seed)
     architecture = GPTConfig(len(dictionary), 40, positions="rotary", norm="rms", bias=False, **shape)
     models[name] = GPT(architecture, lesson.generator).to(lesson.device)
-    curves[name] = list(train(models[name], next_texts, answer_loss, config, accuracy_by_shots))
+    curves[name] = train(models[name], next_texts, answer_loss, config, accuracy_by_shots)
     print(f"  {name}, {count_parameters(models[name]):,} parameters: nats an answer "
           + " ".join(f"{row['val_loss']:.2f}" for row in curves[name]))
 
@@ -504,7 +507,7 @@ def squared_error(model, batch):
     return (model(batch[0]) - batch[1]).square().mean()
 
 
-history = list(train(layer, lambda generator: regression_tasks(256, generator), squared_error, config, compare))
+history = train(layer, lambda generator: regression_tasks(256, generator), squared_error, config, compare)
 last, gd_error = history[-1], (constructed - answer).square().mean().item()
 
 # What acts on y: value's entry from y to y, its last, times key and query's block for x. In the construction: η* times the identity.
@@ -603,7 +606,7 @@ def learn(model, language, learning_rate):
     def loss(model, language):
         return cross_entropy(model(asked)[:, -1], language)
 
-    list(train(model, lambda generator: language, loss, config, progress=False))
+    train(model, lambda generator: language, loss, config, progress=False)
     return accuracy(model, language)
 
 

@@ -189,9 +189,13 @@ def next_pages(generator):
 base = GPT(config, lesson.generator).to(lesson.device)
 settings = TrainingConfig(max_steps=lesson.pick(full=400, quick=60), learning_rate=8e-3, weight_decay=0.0, optimizer="muon",
                           evaluate_every=lesson.pick(full=100, quick=60), seed=lesson.seed)
-for row in train(base, next_pages, text_loss, settings, gap):
+
+
+def on_row(row):
     print(f"  step {row['step']:4d}   {row['gap']:.3f} bits per token above the exact {exact_bits:.3f}", flush=True)
-base_gap = row["gap"]
+
+
+base_gap = train(base, next_pages, text_loss, settings, gap, on_row=on_row)[-1]["gap"]
 
 # %% [markdown]
 # Now ask it. The exam holds requests that no training will contain: a quarter of all. A right answer is exactly the right one: courtesy,
@@ -250,7 +254,7 @@ def without_end(model, batch):
 def fine_tune(model, learning_rate, loss=lambda model, batch: sft_loss(model, *batch), steps=STEPS):
     """SFT of whatever in the model requires a gradient; returns the exam, and the bits a token that plain text costs more than before."""
     settings = TrainingConfig(max_steps=steps, learning_rate=learning_rate, weight_decay=0.0, evaluate_every=steps, seed=lesson.seed)
-    list(train(model, next_dialogues, loss, settings, progress=False))
+    train(model, next_dialogues, loss, settings, progress=False)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {**examine(model), "forgotten": gap(model)["gap"] - base_gap, "parameters": trained, "rate": learning_rate, "steps": steps}
 

@@ -228,7 +228,7 @@ def live_and_learn(grid, horizon, gamma, max_steps, seed):
         return {"J": evaluate(grid, policy().exp(), horizon, gamma)[-1, grid.start].item(), **seen}
 
     config = TrainingConfig(max_steps=max_steps, learning_rate=0.1, weight_decay=0, evaluate_every=5, seed=seed)
-    rows = list(train(policy, next_batch, loss, config, look, progress=False))
+    rows = train(policy, next_batch, loss, config, look, progress=False)
     return policy().detach().exp(), rows
 
 

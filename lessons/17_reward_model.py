@@ -229,8 +229,7 @@ def learn_from(pairs):
     def next_batch(generator):
         return pairs[torch.randint(len(pairs), (128,), generator=generator).to(device)]
 
-    for _ in train(model, next_batch, reward_loss, config):
-        pass
+    train(model, next_batch, reward_loss, config)
     model.normalise(*usual_answers)
     return model.requires_grad_(False)
 

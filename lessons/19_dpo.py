@@ -31,12 +31,12 @@ from minigpt.alignment.exact import (
     slopes,
     tabulate,
 )
-from minigpt.alignment.logprobs import sequence_logprobs
 from minigpt.alignment.preferences import accuracy_ceiling, compare, preference_probability
 from minigpt.alignment.reference import all_replies, train_reference
 from minigpt.alignment.rollouts import rollout
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import sequence_logprobs
 from minigpt.worlds import replies
 
 lesson = Lesson("19_dpo")

@@ -9,7 +9,6 @@
 A lesson is known by name and not by __file__, because a notebook has none. Options come from the command line when the
 lesson is run as a script (--quick --seed --device --out) and are the defaults in a notebook.
 """
-import json
 import math
 import sys
 import time

@@ -23,14 +23,9 @@ from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.text.corpora import prose
 from minigpt.text.tokenizers import BPETokenizer, CharTokenizer, load_tokenizer
 from minigpt.training.checkpoints import load_checkpoint, load_weights
-from minigpt.training.loop import (
-    TrainingConfig,
-    held_out_loss,
-    next_token_loss,
-    random_windows,
-    train,
-)
-from minigpt.training.losses import bits_per_byte, perplexity
+from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import bits_per_byte, next_token_loss, perplexity
+from minigpt.training.windows import held_out_loss, make_random_windows
 
 HELD_OUT = 0.1                          # the last tenth of a text is never trained on
 TRAIN_FLAGS = (                         # flag, kind, default, help: the configuration's names
@@ -111,7 +106,7 @@ def train_command(args: argparse.Namespace) -> None:
     cut = int(len(tokens) * (1 - HELD_OUT))
     training_tokens, held_out = tokens[:cut], tokens[cut:]
     bytes_of = len(text.encode("utf-8")) / len(tokens)                  # bytes a token, the text's average
-    next_batch = random_windows(training_tokens, settings["batch_size"], config.context_length + 1)
+    next_batch = make_random_windows(training_tokens, settings["batch_size"], config.context_length + 1)
     held_out_loss(model, held_out, 1)                                   # raises now if the text is too short
 
     if not (out / "config.json").exists():                              # the folder is touched only once nothing can be wrong

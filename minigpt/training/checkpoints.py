@@ -1,55 +1,131 @@
-"""Checkpoints: files that are either the old ones or the new ones, never half of either.
+"""Checkpoints: the files of a training run. Each is written whole or not at all (`files.py`).
 
-Files are written as `files.py` says: beside, then renamed. Tensors travel as `torch.save` writes them and are read
-with `weights_only=True`, so a checkpoint can hold numbers and not code.
+    config.json      the model's shape, the training's settings, the text's checksum
+    tokenizer.json
+    last.pt          everything that an exact resume needs
+    best.pt          {"model": the weights with the lowest held-out loss so far, "step": …}
+    metrics.csv      one row per evaluation
 
-A run's folder:  config.json   the model's shape, the training's settings, the text's checksum
-                 tokenizer.json
-                 last.pt       everything that resuming exactly needs
-                 best.pt       {"model": the weights with the lowest held-out loss so far, "step": …}
-                 metrics.csv   one row an evaluation
+Tensors are written with `torch.save` and read with `weights_only=True`: a checkpoint can hold
+numbers, and no code.
 """
+import csv
 import io
+import math
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Generator, nn
+from torch.optim import Optimizer
 
 from minigpt.files import write_atomic
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Tensors and plain values, atomically. The same state gives the same bytes, wherever it is written."""
+    """Writes tensors and plain values, whole or not at all. One state always gives one content."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:
-    """Reads what `save_checkpoint` wrote. ValueError if the file is truncated, corrupt, or not a checkpoint with a `model`."""
+    """Reads what `save_checkpoint` wrote.
+
+    ValueError if the file is truncated, damaged, or not a checkpoint with a `model`.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:                                          # torch raises five kinds for a damaged file
-        reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint: truncated, corrupt, or no checkpoint at all ({reason})") from None
+    except Exception as error:          # a damaged file gives one of five kinds of error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+        raise ValueError(f"{path} is not a readable checkpoint: it is truncated, damaged, "
+                         f"or another kind of file ({reason})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise ValueError(f"{path} is a torch file but not a checkpoint of this library: it has no 'model' entry")
+        raise ValueError(f"{path} is a torch file but not a checkpoint of this library: "
+                         "it has no 'model' entry")
     return state
 
 
 def load_weights(model: nn.Module, weights: dict, source: str | Path) -> None:
-    """Puts weights into a model whose shape they must fit; ValueError names the first that does not."""
+    """Puts weights into a model of the same shape. ValueError names the first that does not fit."""
     own = model.state_dict()
     for name in own:
         if name not in weights:
             raise ValueError(f"{source} was made for another model: it lacks {name!r}")
-        if weights[name].shape != own[name].shape:
-            raise ValueError(f"{source} was made for another model: {name!r} is {tuple(weights[name].shape)} there "
-                             f"and {tuple(own[name].shape)} here")
+        there = getattr(weights[name], "shape", None)
+        if there != own[name].shape:
+            raise ValueError(f"{source} was made for another model: {name!r} is "
+                             f"{there and tuple(there)} there and {tuple(own[name].shape)} here")
     for name in weights:
         if name not in own:
             raise ValueError(f"{source} was made for another model: {name!r} is unknown here")
     model.load_state_dict(weights)
+
+
+def open_run(
+    folder: str | Path | None, resume: bool, model: nn.Module, optimizers: list[Optimizer],
+    generator: Generator,
+) -> tuple[int, list[float], list[dict]]:
+    """Step, losses since the last row, and rows: 0 and empty for a new run, or those of last.pt.
+
+    With `resume`, the model, the optimizers and both generators continue as they were saved.
+    ValueError if the folder holds a run and `resume` is False.
+    """
+    if folder is None:
+        return 0, [], []
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".*.tmp"):            # files that a killed run did not finish
+        unfinished.unlink()
+    last = folder / "last.pt"
+    if not last.exists():
+        return 0, [], []
+    if not resume:
+        raise ValueError(f"{folder} already holds a run; resume it or choose another folder")
+    state = load_checkpoint(last)
+    try:
+        step, losses, rows = state["step"], state["losses"], state["rows"]
+        load_weights(model, state["model"], last)
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        generator.set_state(state["generator"])
+        torch.set_rng_state(state["global_generator"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{last} cannot be resumed: it is damaged or of another version "
+                         f"({error!r})") from None
+    if rows:
+        write_metrics(folder, rows)
+    return step, losses, rows
+
+
+def save_run(
+    folder: str | Path, model: nn.Module, optimizers: list[Optimizer], generator: Generator,
+    step: int, losses: list[float], rows: list[dict],
+) -> None:
+    """Writes last.pt: everything that an exact resume needs."""
+    save_checkpoint(Path(folder) / "last.pt", {
+        "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
+        "step": step, "losses": losses, "rows": rows,
+        "generator": generator.get_state(), "global_generator": torch.get_rng_state(),
+    })
+
+
+def save_best(folder: str | Path, model: nn.Module, rows: list[dict]) -> None:
+    """Writes best.pt if the newest row has the lowest "val_loss" of all rows."""
+    newest = rows[-1].get("val_loss", math.nan)
+    if newest <= min((row["val_loss"] for row in rows if not math.isnan(row.get("val_loss",
+                      math.nan))), default=math.nan):
+        best = {"model": model.state_dict(), "step": rows[-1]["step"]}
+        save_checkpoint(Path(folder) / "best.pt", best)
+
+
+def write_metrics(folder: str | Path, rows: list[dict]) -> None:
+    """Writes metrics.csv; after a crash it holds the rows up to the evaluation before."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_atomic(Path(folder) / "metrics.csv", text.getvalue().encode("utf-8"))

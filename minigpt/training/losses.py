@@ -1,69 +1,92 @@
-"""Losses: how surprised a model is, in nats, bits, and as a number of equally likely choices.
+"""Losses: how improbable a model finds a text, in nats, in bits, and as perplexity.
 
-    L = −mean log P(uᵢ | u_<i)          perplexity = e^L = 2^(L in bits)          log P(u) = Σᵢ log P(uᵢ | u_<i)
+    L = −mean log P(uᵢ | u_<i)        perplexity = e^L = 2^(L in bits)
+    log P(u) = Σᵢ log P(uᵢ | u_<i)
 
-Source: course B, "Perplexity"; course A, eq. L₁ of GPT-1 (Radford et al. 2018, eq. 1), averaged instead of summed.
+Source: Radford et al. 2018, eq. 1, as a mean over tokens in place of a sum; for BERT's loss,
+Devlin et al. 2019, appendix A.2.
 
-Shapes: B batch, T time, V vocabulary.
+Shapes: B batch, T time, V vocabulary, N counted tokens.
 """
 import math
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from minigpt.text.padding import check_mask
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean −log P(target) in nats: (..., V), (...) -> scalar. Only where `mask` (...) is True, if given.
+    """Mean −log P(target) in nats: (..., V), (...) -> scalar. With `mask` (...), where it is True.
 
-    The mean runs over the counted positions of the whole batch, not row by row: a long row weighs more than a short one.
+    The mean is over the counted positions of the whole batch, so a long row weighs more than a
+    short one. ValueError if no position counts.
     """
     if mask is not None:
-        if not mask.any():
-            raise ValueError("the mask counts no position, so there is nothing to average; check padding and lengths")
+        check_mask(mask, targets.shape)
         logits, targets = logits[mask], targets[mask]                   # (N, V), (N)
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())    # (N, V), (N)
+    if targets.numel() == 0:
+        raise ValueError("there is no position to average over; check the mask, the padding, "
+                         "and that each text has at least 2 tokens")
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())    # (N, V), (N) -> scalar
 
 
 def causal_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """L₁: logits at t are judged by token t + 1. (B, T, V), (B, T) -> scalar in nats a token; `mask` (B, T), True where a token counts."""
+    """L₁ in nats per token: the logits at t predict token t + 1. (B, T, V), (B, T) -> scalar.
+
+    With `mask` (B, T), only tokens where it is True are predicted.
+    """
     return cross_entropy(logits[:, :-1], tokens[:, 1:], None if mask is None else mask[:, 1:])
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """log P(token t + 1 | tokens 0..t) for t = 0 … T−2: (B, T, V), (B, T) -> (B, T−1) nats; 0 where `mask` (B, T) does not count token t + 1.
+def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The loss of windows (B, T + 1): T tokens are read, and each predicts the one after it."""
+    return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
 
-    The first token has nothing before it, and the last logits nothing after them: neither is used, and the last logits may be
-    left out, (B, T−1, V), by a caller who did not compute them. A model that gives each of
-    two tokens half the probability, and a row whose third token is padding:
+
+def token_logprobs(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """log P(token t + 1 | tokens 0..t) in nats: (B, T, V), (B, T) -> (B, T − 1).
+
+    The result is 0 where `mask` (B, T) is False for token t + 1. The logits of the last token
+    predict nothing that is there; they may be left out, so that logits are (B, T − 1, V).
+    Here a model gives each of two tokens half the probability, and the third token is padding:
 
     >>> import torch
-    >>> token_logprobs(torch.zeros(1, 3, 2), torch.tensor([[0, 1, 0]]), torch.tensor([[True, True, False]])).exp().tolist()
+    >>> tokens, mask = torch.tensor([[0, 1, 0]]), torch.tensor([[True, True, False]])
+    >>> token_logprobs(torch.zeros(1, 3, 2), tokens, mask).exp().tolist()
     [[0.5, 1.0]]
     """
     B, T = tokens.shape
-    if logits.shape[:-1] not in ((B, T), (B, T - 1)) or (mask is not None and mask.shape != tokens.shape):
-        raise ValueError(f"logits (B, T, V), tokens (B, T) and mask (B, T) go together, not {tuple(logits.shape)}, {tuple(tokens.shape)}"
-                         + ("" if mask is None else f" and {tuple(mask.shape)}"))
-    logprobs = logits[:, :T - 1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]    # (B, T−1, 1) -> (B, T−1)
-    return logprobs if mask is None else logprobs.masked_fill(~mask[:, 1:], 0.0)
+    if logits.shape[:-1] not in ((B, T), (B, T - 1)):
+        raise ValueError(f"tokens are {tuple(tokens.shape)}, so logits are ({B}, {T}, V) or "
+                         f"({B}, {T - 1}, V), not {tuple(logits.shape)}")
+    logprobs = logits[:, :T - 1].log_softmax(-1)                        # (B, T − 1, V)
+    logprobs = logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1)     # (B, T − 1)
+    if mask is None:
+        return logprobs
+    check_mask(mask, tokens.shape)
+    return logprobs.masked_fill(~mask[:, 1:], 0.0)
 
 
 def sequence_logprobs(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """log P(sequence | its first token), or of its counted tokens given all before them: the sum of `token_logprobs` over time, (B,)."""
+    """Σₜ `token_logprobs`: log P(counted tokens | all tokens before them), (B,)."""
     return token_logprobs(logits, tokens, mask).sum(1)
 
 
-def bert_loss(mlm_logits: Tensor, labels: Tensor, nsp_logits: Tensor, nsp_labels: Tensor, chosen: Tensor | None = None) -> Tensor:
-    """L = L_MLM + L_NSP (Devlin et al. 2019, A.2), each a mean: over the chosen tokens, and over the pairs.
+def bert_loss(
+    mlm_logits: Tensor, labels: Tensor, nsp_logits: Tensor, nsp_labels: Tensor,
+    chosen: Tensor | None = None,
+) -> Tensor:
+    """L = L_MLM + L_NSP: the mean over the chosen tokens plus the mean over the pairs.
 
-    mlm_logits (B, T, V), labels (B, T) with `chosen` (B, T); or only the chosen positions' (N, V), (N), and no `chosen`.
-    nsp_logits (B, 2), nsp_labels (B).
+    mlm_logits (B, T, V), labels (B, T) and `chosen` (B, T); or the logits and labels of the chosen
+    positions only, (N, V) and (N), without `chosen`. nsp_logits (B, 2), nsp_labels (B).
     """
     return cross_entropy(mlm_logits, labels, chosen) + cross_entropy(nsp_logits, nsp_labels)
 
 
 def perplexity(nats: float) -> float:
-    """e^L: the number of equally likely tokens that would be as hard to guess.
+    """e^L: how many equally probable tokens would be as hard to predict.
 
     >>> round(perplexity(math.log(50)))
     50
@@ -77,7 +100,7 @@ def bits(nats: float) -> float:
 
 
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
-    """Bits spent on each UTF-8 byte: the one measure that compares models with different tokenizers.
+    """Bits per UTF-8 byte: a measure that compares models with different tokenizers.
 
     >>> round(bits_per_byte(math.log(256), n_tokens=10, n_bytes=10), 6)
     8.0

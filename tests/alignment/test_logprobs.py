@@ -5,13 +5,8 @@ import pytest
 import torch
 
 from minigpt.alignment.exact import answer_logprobs, gradient
-from minigpt.alignment.logprobs import (
-    entropy,
-    kl_estimates,
-    masked_mean,
-    sequence_logprobs,
-    token_logprobs,
-)
+from minigpt.alignment.logprobs import entropy, kl_estimates, masked_mean
+from minigpt.training.losses import sequence_logprobs, token_logprobs
 
 F64 = torch.float64
 

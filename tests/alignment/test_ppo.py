@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from minigpt.alignment.exact import Table, answer_logprobs, gradient, kl_divergence, optimal_policy
-from minigpt.alignment.logprobs import masked_mean, token_logprobs
+from minigpt.alignment.logprobs import masked_mean
+from minigpt.training.losses import token_logprobs
 from minigpt.alignment.ppo import (
     PPO,
     AdaptiveKL,

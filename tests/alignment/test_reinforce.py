@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigpt.alignment.exact import Table, answer_logprobs, gradient, kl_divergence, optimal_policy
-from minigpt.alignment.logprobs import token_logprobs
+from minigpt.training.losses import token_logprobs
 from minigpt.alignment.reinforce import (
     ActorCritic,
     Reinforce,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minigpt.alignment.exact import answer_logprobs, gradient
-from minigpt.alignment.logprobs import sequence_logprobs, token_logprobs
+from minigpt.training.losses import sequence_logprobs, token_logprobs
 from minigpt.alignment.rollouts import Rollout, judge, last_action, rollout, token_rewards
 from minigpt.models.gpt import GPT, GPTConfig
 

@@ -7,13 +7,9 @@ import torch
 
 from minigpt.generation import generate
 from minigpt.models.neural import NeuralLM
-from minigpt.training.loop import (
-    TrainingConfig,
-    held_out_loss,
-    next_token_loss,
-    random_windows,
-    train,
-)
+from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import next_token_loss
+from minigpt.training.windows import held_out_loss, make_random_windows
 
 
 def make(order: int, vocab_size: int = 7, d_embedding: int = 3, d_hidden: int = 5) -> NeuralLM:
@@ -106,7 +102,7 @@ def test_every_parameter_learns():
 def test_the_loop_trains_it_and_generate_samples_it():
     text = torch.tensor([0, 1, 0, 2] * 100)                             # what follows 0 depends on the token before it
     model = NeuralLM(3, 3, 4, 8, torch.Generator().manual_seed(0))
-    for row in train(model, random_windows(text, 8, 17), next_token_loss, TrainingConfig(max_steps=150, learning_rate=1e-2), progress=False):
+    for row in train(model, make_random_windows(text, 8, 17), next_token_loss, TrainingConfig(max_steps=150, learning_rate=1e-2), progress=False):
         pass
     assert held_out_loss(model, text[1:])[0] < 0.05
     assert generate(model, torch.tensor([[1, 0]]), 5, temperature=0).tolist() == [[1, 0, 2, 0, 1, 0, 2]]

@@ -9,7 +9,7 @@ import torch
 
 from minigpt.generation import generate
 from minigpt.models.ngram import NGram
-from minigpt.training.loop import held_out_loss
+from minigpt.training.windows import held_out_loss
 
 V = 5
 

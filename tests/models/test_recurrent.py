@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from minigpt.generation import beam_search, generate
 from minigpt.models.recurrent import LSTM, RNN, BiLSTM, RecurrentLM
-from minigpt.training.loop import held_out_loss
+from minigpt.training.windows import held_out_loss
 
 B, T, D, H = 3, 7, 5, 4
 LENGTHS = [7, 2, 5]

@@ -8,8 +8,7 @@ import torch
 from minigpt.generation import beam_search, generate
 from minigpt.models.counting import count_parameters
 from minigpt.models.t5 import START, T5, T5Config, decoder_inputs
-from minigpt.training.loop import next_token_loss
-from minigpt.training.losses import causal_loss, cross_entropy
+from minigpt.training.losses import causal_loss, cross_entropy, next_token_loss
 
 CONFIG = dict(vocab_size=11, n_layers=2, n_heads=2, d_model=6, d_ff=7, d_head=5, context_length=9)       # H·D = 10 is not C
 

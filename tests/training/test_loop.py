@@ -9,14 +9,9 @@ from torch import nn
 
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.checkpoints import load_checkpoint
-from minigpt.training.loop import (
-    TrainingConfig,
-    held_out_loss,
-    next_token_loss,
-    random_windows,
-    schedule,
-    train,
-)
+from minigpt.training.loop import TrainingConfig, schedule, train
+from minigpt.training.losses import next_token_loss
+from minigpt.training.windows import held_out_loss, make_random_windows
 
 TEXT = torch.randint(7, (500,), generator=torch.Generator().manual_seed(0))
 
@@ -30,7 +25,7 @@ def run(folder=None, resume=False, stop_after=None, **options):
     torch.manual_seed(2)                                                # layers draw initial weights from the global generator
     model, rows = small_gpt(), []
     config = TrainingConfig(**{**dict(max_steps=23, evaluate_every=5, learning_rate=1e-2, optimizer="muon"), **options})
-    for row in train(model, random_windows(TEXT[:400], 3, 7), next_token_loss, config, lambda m: {"val_loss": held_out_loss(m, TEXT[400:])[0]},
+    for row in train(model, make_random_windows(TEXT[:400], 3, 7), next_token_loss, config, lambda m: {"val_loss": held_out_loss(m, TEXT[400:])[0]},
                      folder, resume, progress=False):
         rows.append(row)
         if len(rows) == stop_after:
@@ -91,7 +86,7 @@ def test_it_learns_and_the_seed_decides_everything(tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
     pattern = torch.arange(500) % 7                                     # a text with nothing to guess
     model = small_gpt()
-    list(train(model, random_windows(pattern, 8, 7), next_token_loss, TrainingConfig(max_steps=60, learning_rate=1e-2), progress=False))
+    list(train(model, make_random_windows(pattern, 8, 7), next_token_loss, TrainingConfig(max_steps=60, learning_rate=1e-2), progress=False))
     assert held_out_loss(model, pattern)[0] < 0.6                       # the first of each window cannot know, the rest can
 
 
@@ -123,7 +118,7 @@ def test_best_holds_the_lowest_held_out_loss(tmp_path):
     model = small_gpt()
     weights = {}
     config = TrainingConfig(max_steps=23, evaluate_every=5)
-    for row in train(model, random_windows(TEXT, 3, 7), next_token_loss, config, lambda m: {"val_loss": next(values)}, tmp_path, progress=False):
+    for row in train(model, make_random_windows(TEXT, 3, 7), next_token_loss, config, lambda m: {"val_loss": next(values)}, tmp_path, progress=False):
         weights[row["step"]] = {k: v.clone() for k, v in model.state_dict().items()}
     best = load_checkpoint(tmp_path / "best.pt")
     assert best["step"] == 10 and all(torch.equal(v, weights[10][k]) for k, v in best["model"].items())
@@ -145,7 +140,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     loss.calls = 0
     model = small_gpt()
     with pytest.raises(FloatingPointError, match="at step 13"):
-        list(train(model, random_windows(TEXT, 3, 7), loss, TrainingConfig(max_steps=23, evaluate_every=5), folder=tmp_path, progress=False))
+        list(train(model, make_random_windows(TEXT, 3, 7), loss, TrainingConfig(max_steps=23, evaluate_every=5), folder=tmp_path, progress=False))
     state = load_checkpoint(tmp_path / "last.pt")
     assert state["step"] == 10 and all(v.isfinite().all() for v in state["model"].values())
 
@@ -172,7 +167,7 @@ def test_ctrl_c_saves_at_the_end_of_the_step_and_resumes_exactly(tmp_path):
     model, folder = small_gpt(), tmp_path / "stopped"
     config = TrainingConfig(max_steps=23, evaluate_every=5, learning_rate=1e-2, optimizer="muon")
     with pytest.raises(KeyboardInterrupt):
-        list(train(model, random_windows(TEXT[:400], 3, 7), loss, config, lambda m: {"val_loss": held_out_loss(m, TEXT[400:])[0]}, folder, progress=False))
+        list(train(model, make_random_windows(TEXT[:400], 3, 7), loss, config, lambda m: {"val_loss": held_out_loss(m, TEXT[400:])[0]}, folder, progress=False))
     assert load_checkpoint(folder / "last.pt")["step"] == 13
     resumed, _ = run(folder, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
@@ -182,10 +177,10 @@ def test_ctrl_c_saves_at_the_end_of_the_step_and_resumes_exactly(tmp_path):
 
 def test_random_windows_are_windows_and_reach_every_start():
     tokens = torch.arange(10) * 3
-    batch = torch.cat([random_windows(tokens, 50, 4)(torch.Generator().manual_seed(s)) for s in range(4)])
+    batch = torch.cat([make_random_windows(tokens, 50, 4)(torch.Generator().manual_seed(s)) for s in range(4)])
     assert (batch.diff(dim=1) == 3).all() and sorted(set((batch[:, 0] // 3).tolist())) == list(range(7))
     with pytest.raises(ValueError, match="10 tokens and a window needs 11"):
-        random_windows(tokens, 1, 11)
+        make_random_windows(tokens, 1, 11)
 
 
 def test_held_out_loss_judges_each_token_once():

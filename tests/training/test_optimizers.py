@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from minigpt.models.gpt import GPT, GPTConfig
-from minigpt.training.optimizers import Muon, build_optimizers, orthogonalize
+from minigpt.training.optimizers import Muon, make_optimizers, orthogonalize
 
 
 def matrices(*shape, seed=0):
@@ -50,7 +50,7 @@ def test_two_muon_steps_by_hand():
 def test_adamw_first_step_by_hand_and_decay_only_on_matrices():
     model = nn.Linear(3, 2)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    (optimizer,) = build_optimizers(model, "adamw", learning_rate=0.01, weight_decay=0.5)
+    (optimizer,) = make_optimizers(model, "adamw", learning_rate=0.01, weight_decay=0.5)
     for p in model.parameters():
         p.grad = matrices(*p.shape, seed=4)
     optimizer.step()
@@ -62,7 +62,7 @@ def test_adamw_first_step_by_hand_and_decay_only_on_matrices():
 def test_every_parameter_has_one_optimizer_and_muon_gets_the_hidden_matrices():
     model = GPT(GPTConfig(11, 9, n_layers=2, n_heads=3, d_model=12))
     names = {id(p): n for n, p in model.named_parameters()}
-    adam, muon = build_optimizers(model, "muon", 1e-3, 0.1)
+    adam, muon = make_optimizers(model, "muon", 1e-3, 0.1)
     inside = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adam, muon)]
     assert sorted(inside[0] + inside[1]) == sorted(names.values())
     assert len(inside[1]) == 2 * 6 and all(n.startswith("blocks") and n.endswith("weight") for n in inside[1])
@@ -71,18 +71,18 @@ def test_every_parameter_has_one_optimizer_and_muon_gets_the_hidden_matrices():
 
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match="adamw or muon"):
-        build_optimizers(nn.Linear(2, 2), "sgd", 1e-3, 0)
+        make_optimizers(nn.Linear(2, 2), "sgd", 1e-3, 0)
 
 
 def test_nothing_left_for_one_of_the_two_and_nothing_left_at_all():
     lone = nn.Linear(3, 2, bias=False)
-    (muon,) = build_optimizers(lone, "muon", 1e-3, 0.1)
+    (muon,) = make_optimizers(lone, "muon", 1e-3, 0.1)
     assert isinstance(muon, Muon) and muon.param_groups[0]["params"][0] is lone.weight
     both = nn.Linear(3, 2)
     both.weight.requires_grad_(False)
-    (rest,) = build_optimizers(both, "muon", 1e-3, 0.1)
+    (rest,) = make_optimizers(both, "muon", 1e-3, 0.1)
     assert isinstance(rest, torch.optim.AdamW) and [p for g in rest.param_groups for p in g["params"]] == [both.bias]
     both.bias.requires_grad_(False)
     for name in ("adamw", "muon"):
         with pytest.raises(ValueError, match="nothing to train"):
-            build_optimizers(both, name, 1e-3, 0.1)
+            make_optimizers(both, name, 1e-3, 0.1)
