@@ -18,14 +18,15 @@ from minigpt import plotting
 from minigpt.alignment.exact import Table, answer_logprobs, expectation, list_answers
 from minigpt.alignment.mdp import (
     action_values,
-    best_actions,
     evaluate,
+    greedy_policy,
     list_episodes,
-    sample,
+    sample_episodes,
     value_iteration,
 )
 from minigpt.alignment.reinforce import reinforce_loss
-from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.loop import gradient_step, schedule
+from minigpt.training.optimizers import make_optimizers
 from minigpt.worlds.gridworld import MDP, MOVES, Grid
 
 lesson = Lesson("15_reinforcement_learning")
@@ -63,7 +64,7 @@ print("  → from the start leads to " + ", ".join(f"row {y} column {x} with {p:
 T = 4                                                                   # steps at most; then the day is over
 no_idea = torch.full((6, 4), 0.25)
 lives = list_episodes(small, T)
-P = lives.chance * torch.where(lives.mask, no_idea[lives.states, lives.actions], 1.0).prod(1)            # (N,)
+P = lives.transition_probability * torch.where(lives.mask, no_idea[lives.states, lives.actions], 1.0).prod(1)            # (N,)
 R = lives.returns()[:, 0]                                               # (N,)
 
 right, down = 1, 2
@@ -119,7 +120,7 @@ print(f"      {len(P):,} lives of at most {T} steps; J = {J:.2f}; {P[R > 50].sum
 lesson.check("J backwards in time = J by listing", evaluate(small, no_idea, T)[-1, small.start], J, atol=1e-12, source="D: J(θ)")
 sigma = (P @ (R - J).square()).sqrt().item()
 for n in (1_000, 10_000, 100_000):
-    tried = sample(small, no_idea, n, T, lesson.generator).returns()[:, 0]
+    tried = sample_episodes(small, no_idea, n, T, lesson.generator).returns()[:, 0]
     lesson.check(f"J from {n:,} tries, within 5 standard errors", tried.mean(), J, atol=5 * sigma / n**0.5, source="D: J(θ) by Monte Carlo")
 
 # %% [markdown]
@@ -135,7 +136,7 @@ for n in (1_000, 10_000, 100_000):
 # %%
 gamma = 0.9
 V_best = value_iteration(small, 300, gamma)[-1]                         # (S,)
-undecided = (~small.ended).nonzero()[:, 0].tolist()
+undecided = (~small.terminal).nonzero()[:, 0].tolist()
 judged = []
 for choice in itertools.product(range(4), repeat=len(undecided)):
     P_pi, r_pi = torch.zeros(6, 6), torch.zeros(6)
@@ -145,7 +146,7 @@ for choice in itertools.product(range(4), repeat=len(undecided)):
     judged.append(torch.linalg.solve(torch.eye(6) - gamma * P_pi, r_pi))
 judged = torch.stack(judged)                                            # (256, S)
 lesson.check("V* = the best of all 256 policies, in every cell", V_best, judged.amax(0), atol=1e-9, source="B: optimal policy")
-chosen = best_actions(action_values(small, V_best, gamma))
+chosen = greedy_policy(action_values(small, V_best, gamma))
 lesson.check("and value iteration's policy attains it", evaluate(small, chosen, 300, gamma)[-1], judged.amax(0),
              atol=1e-9, source="B: optimal policy")
 at_start = judged[:, small.start]
@@ -173,12 +174,12 @@ fig, panels = plotting.figure(13, 4, columns=3)
 for axes, (name, (slip, gamma)) in zip(panels, cats.items()):
     grid = Grid(MAP, slip)
     V = value_iteration(grid, 200, gamma)[-1]
-    best = best_actions(action_values(grid, V, gamma))
+    best = greedy_policy(action_values(grid, V, gamma))
     grid.draw(axes, best, V)
     axes.set_title(f"{name}: V* and the best actions")
     if name == "dry floor, γ = 1":
         clean = grid.rewards[grid.transitions.argmax(-1)] >= 0          # (S, A) the step lands on neither broom nor bathtub
-        lesson.check("γ = 1: the best actions are all that touch neither broom nor bathtub", best[~grid.ended] > 0, clean[~grid.ended],
+        lesson.check("γ = 1: the best actions are all that touch neither broom nor bathtub", best[~grid.terminal] > 0, clean[~grid.terminal],
                      atol=0, source="definition of Q")
         wandering = evaluate(grid, best, 20)[-1, grid.start].item()
 lesson.figure(fig, "optimal_policies")
@@ -197,7 +198,7 @@ lesson.claim("without a hurry the best actions lead nowhere", wandering < 10,
 #     θ ← θ + η · mean over lives of ( R(τ) − mean R ) · Σₜ ∇ log π_θ(aₜ|sₜ)
 #
 # Why this climbs J is lesson 16; here it is used. The policy is a softmax over a table of numbers θ, one row a cell, all 0 at first. The
-# loss is `reinforce_loss`, the loop the same one that trained every model so far. The transitions P appear nowhere in it.
+# loss is `reinforce_loss`; the step is the one that trained every model so far. The transitions P appear nowhere in it.
 
 # %%
 class TabularPolicy(nn.Module):
@@ -209,33 +210,36 @@ class TabularPolicy(nn.Module):
         return self.theta.log_softmax(-1)                               # (S, A) log π(a|s)
 
 
-def live_and_learn(grid, horizon, gamma, max_steps, seed):
-    """A trained policy and the rows of its training: J is exact, the shares are of the batch it just lived."""
-    policy, seen = TabularPolicy(grid), {}
+def live_and_learn(grid, horizon, gamma, n_iterations, seed):
+    """The trained policy, and rows of metrics: J is exact, the shares are of the newest episodes."""
+    policy = TabularPolicy(grid)
+    optimizers = make_optimizers(policy, "adamw", learning_rate=0.1, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(seed)
 
-    def next_batch(generator):
-        lives = sample(grid, policy().detach().exp(), 64, horizon, generator)
-        last = lives.rewards.sum(1)
-        seen.update(meat=(last > 50).double().mean().item(), bathtub=(lives.rewards == -10).any(1).double().mean().item())
-        return lives
+    def value_of(policy):
+        with torch.no_grad():
+            return evaluate(grid, policy().exp(), horizon, gamma)[-1, grid.start].item()
 
-    def loss(policy, lives):
-        R = lives.returns(gamma)[:, 0]                                  # (N,)
-        logprobs = policy()[lives.states, lives.actions]                # (N, T)
-        return reinforce_loss(logprobs, R - R.mean(), lives.mask)
-
-    def look(policy):
-        return {"J": evaluate(grid, policy().exp(), horizon, gamma)[-1, grid.start].item(), **seen}
-
-    config = TrainingConfig(max_steps=max_steps, learning_rate=0.1, weight_decay=0, evaluate_every=5, seed=seed)
-    rows = train(policy, next_batch, loss, config, look, progress=False)
+    rows = [{"step": 0, "J": value_of(policy)}]
+    for iteration in range(n_iterations):
+        episodes = sample_episodes(grid, policy().detach().exp(), 64, horizon, generator)
+        returns = episodes.returns(gamma)[:, 0]                         # (N,) R(τ)
+        advantages = returns - returns.mean()                           # (N,)
+        logprobs = policy()[episodes.states, episodes.actions]          # (N, T)
+        loss = reinforce_loss(logprobs, advantages, episodes.mask)
+        gradient_step(policy, loss, optimizers, schedule(iteration, n_iterations))
+        if (iteration + 1) % 5 == 0:
+            at_end = episodes.rewards.sum(1)                            # (N,) without the discount
+            in_bathtub = (episodes.rewards == -10).any(1)
+            rows.append({"step": iteration + 1, "J": value_of(policy), "meat": (at_end > 50).double().mean().item(),
+                         "bathtub": in_bathtub.double().mean().item()})
     return policy().detach().exp(), rows
 
 
 def greedy_route(grid, policy, horizon):
     """Where the likeliest actions lead on a dry floor: the cells, and what was earned on the way."""
     s, cells, earned = grid.start, [grid.cells[grid.start]], 0.0
-    while not grid.ended[s] and len(cells) <= horizon:
+    while not grid.terminal[s] and len(cells) <= horizon:
         s = grid.transitions[s, policy[s].argmax()].argmax().item()
         cells.append(grid.cells[s])
         earned += grid.rewards[s].item()

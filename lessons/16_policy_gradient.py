@@ -25,8 +25,7 @@ from minigpt.alignment.exact import (
     optimal_policy,
 )
 from minigpt.alignment.mdp import evaluate, list_episodes
-from minigpt.alignment.reinforce import Reinforce, Task, advantages_over
-from minigpt.training.loop import TrainingConfig, train
+from minigpt.alignment.reinforce import ReinforceConfig, reinforce, subtract_baseline
 from minigpt.worlds.gridworld import Grid
 
 lesson = Lesson("16_policy_gradient")
@@ -101,7 +100,7 @@ cat = torch.randn(6, 4, generator=lesson.generator)                     # the ca
 
 def life_logprob(cat):
     """log P_θ(τ) of every life on the wet floor: (N,)."""
-    return (cat.log_softmax(-1)[lives.states, lives.actions] * lives.mask).sum(1) + lives.chance.log()
+    return (cat.log_softmax(-1)[lives.states, lives.actions] * lives.mask).sum(1) + lives.transition_probability.log()
 
 
 counted, pi = torch.zeros(len(lives.states), 6, 4), cat.softmax(-1).tolist()
@@ -238,14 +237,14 @@ def group_gradient(advantages):
     return weights @ score
 
 
-leave_one_out = advantages_over(R[groups], "leave_one_out")             # (81³, G)
-group_mean = advantages_over(R[groups], "mean")
+leave_one_out = subtract_baseline(R[groups], "leave_one_out")             # (81³, G)
+group_mean = subtract_baseline(R[groups], "mean")
 lesson.check("leave-one-out: the gradient stays ∇J", group_gradient(leave_one_out), true_gradient, atol=1e-9, source="Kool et al. 2019")
 lesson.check("group mean: exactly (G−1)/G of it", group_gradient(group_mean), true_gradient * 2 / 3, atol=1e-9, source="Kool et al. 2019")
 turned, chosen = {}, P.argsort()[60]
 for name, rewards in (("R", R), (f"R and 10 more for one answer of probability {P[chosen]:.1%}", R + 10 * (torch.arange(81) == chosen))):
     spread = rewards[groups].std(1, keepdim=True).clamp(min=1e-9)       # where it is 0, so is the advantage
-    turned[name] = cosine(group_gradient(advantages_over(rewards[groups], "mean") / spread), (P * rewards) @ score)
+    turned[name] = cosine(group_gradient(subtract_baseline(rewards[groups], "mean") / spread), (P * rewards) @ score)
 lesson.claim("dividing by the group's standard deviation turns it", min(turned.values()) < 0.95,
              "cosine to ∇J: " + "; ".join(f"{value:.4f} for {name}" for name, value in turned.items()))
 
@@ -335,7 +334,7 @@ for name, g in says.items():
 squares = sum(leave_one_out[:, i] * leave_one_out[:, j] * gram[groups[:, i], groups[:, j]]
               for i in range(G) for j in range(G)) / G**2               # (81³,) |ĝ|²
 exact["leave-one-out"] = relative(P_groups @ squares, true_gradient)
-of_triples = (advantages_over(R[triples], "leave_one_out")[..., None] * score[triples]).mean(1)          # (n, 120)
+of_triples = (subtract_baseline(R[triples], "leave_one_out")[..., None] * score[triples]).mean(1)          # (n, 120)
 sampled["leave-one-out"], typical_error["leave-one-out"] = from_triples(of_triples, true_gradient)
 order = ["no baseline", "leave-one-out", "best constant b*", "reward to go", "reward to go − V(s)"]
 for name in order:
@@ -388,7 +387,7 @@ lesson.claim("the five steps climb to the best answers", curve[-1] > 1.9,
 # The same in the library's words, and with what alignment adds (course D; lesson 18): answers that end with a stop token, a reference
 # policy and a price β on leaving it, R(y) = score(y) − β log(π(y)/π_ref(y)). Then the best policy is no longer a single answer but
 # π* ∝ π_ref e^{score/β}, and lesson 18 shows why. Here it is a target: how far from π* does REINFORCE end, in nats?
-# `minigpt.alignment.exact` lists all 31 answers for the judgment, `Reinforce` samples and knows nothing of the list. At π* the R above
+# `minigpt.alignment.exact` lists all 31 answers for the judgment, `reinforce` samples and knows nothing of the list. At π* the R above
 # is the same for every answer, β log Z. So with a baseline the noise ends where the learning ends; without one, it does not.
 
 # %%
@@ -404,25 +403,38 @@ constant = beta * math.log(sum(math.exp(l + w / beta) for l, w in zip(ref_logpro
 R_best = worth - beta * (best - ref_logprobs)                           # (31,) R under π*
 lesson.check("at π* every answer's R is β log Z", R_best, torch.full_like(worth, constant), atol=1e-9, source="D: RLHF")
 worth_of = dict(zip(map(tuple, tokens.tolist()), worth))
-task = Task(prompts=lambda n, generator: prompt.expand(n, 1),
-            score=lambda tokens, mask: torch.stack([worth_of[tuple(row)] for row in tokens.tolist()]),
-            reference=reference, max_new_tokens=T, stop_token=STOP, beta=beta)
+
+
+def prompts(n, generator):
+    return prompt.expand(n, 1)
+
+
+def reward(tokens, mask):
+    return torch.stack([worth_of[tuple(row)] for row in tokens.tolist()])
+
 
 distance = {}
 for baseline in ("none", "leave_one_out"):
     policy = Table(V, 1 + T, V)
     policy.load_state_dict(reference.state_dict())
-    agent = Reinforce(policy, task, n_prompts=32, n_samples=4, baseline=baseline)
-    training = TrainingConfig(max_steps=lesson.pick(full=600, quick=100), learning_rate=0.05, weight_decay=0, evaluate_every=10,
-                              seed=lesson.seed)
-    rows = list(train(policy, agent.next_batch, agent.loss, training, progress=False,
-                      evaluate=lambda policy: {"kl": kl_divergence(answer_logprobs(policy, tokens, mask), best).item()}))
-    distance[baseline] = rows
-    print(f"  {baseline:<14} KL(π‖π*) from {rows[0]['kl']:.2f} to {rows[-1]['kl']:.1e} nats in {rows[-1]['step'] * 128:,} answers; "
-          "the last batch: " + ", ".join(f"{k} {v:.2f}" for k, v in agent.seen.items()))
-lesson.claim("REINFORCE with leave-one-out ends within 1e-3 nats of π*", distance["leave_one_out"][-1]["kl"] <= 1e-3,
-             f"KL(π‖π*) = {distance['leave_one_out'][-1]['kl']:.1e}", full_run=True)
-far, near = (distance[baseline][-1]["kl"] for baseline in ("none", "leave_one_out"))
+    config = ReinforceConfig(n_iterations=lesson.pick(full=600, quick=100), n_prompts=32, n_samples=4, max_new_tokens=T, stop_token=STOP,
+                             beta=beta, baseline=baseline, learning_rate=0.05, seed=lesson.seed)
+
+    def measure(row):
+        """KL(π‖π*) by listing, before the first and after every tenth iteration."""
+        row["answers"] = (row["iteration"] + 1) * config.n_prompts * config.n_samples
+        if (row["iteration"] + 1) % 10 == 0:
+            row["to_goal"] = kl_divergence(answer_logprobs(policy, tokens, mask), best).item()
+
+    start = kl_divergence(answer_logprobs(policy, tokens, mask), best).item()
+    rows = reinforce(policy, reference, prompts, reward, config, on_row=measure)
+    rows = [{"answers": 0, "to_goal": start}] + rows
+    distance[baseline] = [(row["answers"], row["to_goal"]) for row in rows if "to_goal" in row]
+    print(f"  {baseline:<14} KL(π‖π*) from {start:.2f} to {rows[-1]['to_goal']:.1e} nats in {rows[-1]['answers']:,} answers; "
+          f"the last batch: score {rows[-1]['score']:.2f}, kl {rows[-1]['kl']:.2f}, length {rows[-1]['length']:.2f}")
+lesson.claim("REINFORCE with leave-one-out ends within 1e-3 nats of π*", distance["leave_one_out"][-1][1] <= 1e-3,
+             f"KL(π‖π*) = {distance['leave_one_out'][-1][1]:.1e}", full_run=True)
+far, near = (distance[baseline][-1][1] for baseline in ("none", "leave_one_out"))
 lesson.claim("without a baseline it stays farther away, at least three times", far > 3 * near,
              f"KL(π‖π*) = {far:.1e}, {far / near:.0f} times as far", full_run=True)
 
@@ -432,7 +444,7 @@ panels[0].axhline(R.max(), color="black", linestyle=":", label="the best answers
 panels[0].set(xlabel="steps", ylabel="J(θ), ascents an answer", title="REINFORCE by hand, no price")
 panels[0].legend(loc="lower right")
 for baseline, name in (("none", "no baseline"), ("leave_one_out", "leave-one-out")):
-    panels[1].semilogy([row["step"] * 128 for row in distance[baseline]], [row["kl"] for row in distance[baseline]], label=name)
+    panels[1].semilogy(*zip(*distance[baseline]), label=name)
 panels[1].axhline(1e-3, color="black", linestyle=":", label="1e-3 nats")
 panels[1].set(xlabel="answers sampled", ylabel="KL(π‖π*) in nats", title="The library's, with a price: distance from the best policy")
 panels[1].legend()

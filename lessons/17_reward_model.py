@@ -35,7 +35,7 @@ from minigpt.alignment.reward_model import (
     reward_accuracy,
     reward_loss,
 )
-from minigpt.alignment.rollouts import rollout
+from minigpt.alignment.rollouts import roll_out
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.worlds import replies
 
@@ -200,7 +200,7 @@ print(f"    agreement with the labels: at best {ceiling:.3f}; loss: at best {flo
 def comparisons(n, generator, flip=0.0):
     """n labelled pairs, and the probability that each label had; `flip` of them are then turned over by a slip of the hand."""
     prompts = replies.customers(n, generator).repeat_interleave(2, 0).to(device)         # (2n, 1)
-    answers = rollout(reference, prompts, replies.LONGEST, replies.STOP, generator=generator)
+    answers = roll_out(reference, prompts, replies.LONGEST, replies.STOP, generator=generator)
     rewards = replies.reward(answers.tokens, answers.mask)
     return compare(answers, rewards, generator, flip), preference_probability(rewards[0::2], rewards[1::2], flip)
 

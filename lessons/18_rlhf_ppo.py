@@ -33,12 +33,11 @@ from minigpt.alignment.exact import (
     slopes,
 )
 from minigpt.alignment.logprobs import kl_estimates
-from minigpt.alignment.ppo import PPO, AdaptiveKL, gae, ppo_policy_loss
+from minigpt.alignment.ppo import PPOConfig, gae, ppo, ppo_policy_loss
 from minigpt.alignment.reference import all_replies, train_reference
-from minigpt.alignment.reinforce import ActorCritic, Reinforce, Task
+from minigpt.alignment.reinforce import ReinforceConfig, reinforce
 from minigpt.alignment.reward_model import ValueModel
-from minigpt.alignment.rollouts import rollout, token_rewards
-from minigpt.training.loop import TrainingConfig, train
+from minigpt.alignment.rollouts import roll_out, token_rewards
 from minigpt.worlds import replies
 
 lesson = Lesson("18_rlhf_ppo")
@@ -238,7 +237,7 @@ lesson.check("λ = 1: rewards to come − V, and returns do not need V", torch.s
 
 # %%
 BETA = 1.0
-STEPS = lesson.pick({"REINFORCE": 500, "PPO": 1600}, {"REINFORCE": 40, "PPO": 40})
+ITERATIONS = lesson.pick({"REINFORCE": 500, "PPO": 400}, {"REINFORCE": 40, "PPO": 10})
 waiter = train_reference(lesson.seed, lesson.pick(200, 100)).to(device)
 everything, belongs = (part.to(device) for part in all_replies())               # (2, 3906, T)
 with torch.no_grad():
@@ -266,36 +265,39 @@ def measure(policy):
 at_goal = summary(goal)
 
 
-def task(beta):
-    def prompts(n, generator):
-        return replies.customers(n, generator).to(device)
-    return Task(prompts, replies.reward, waiter, replies.LONGEST, replies.STOP, beta)
+def prompts(n, generator):
+    return replies.customers(n, generator).to(device)
 
 
-def learn(method, steps, beta=BETA, adaptive=None):
-    """The trained policy, and a row every 20 steps: how many samples so far, and what `measure` says."""
+def learn(method, n_iterations, beta=BETA, **more):
+    """The trained policy, and rows with what `measure` says: at the start and every few iterations.
+
+    Each iteration samples 256 replies. REINFORCE takes one step with them, PPO four.
+    """
     policy = copy.deepcopy(waiter).requires_grad_(True)
+    settings = {"n_iterations": n_iterations, "n_prompts": 4, "n_samples": 64, "max_new_tokens": replies.LONGEST, "stop_token": replies.STOP,
+                "beta": beta, "learning_rate": 5e-3, "optimizer": "muon", "seed": lesson.seed} | more
+    every = 20 if method == "REINFORCE" else 5                          # iterations between two measurements
+    rows = [{"replies": 0, "beta": beta} | measure(policy)]
+
+    def on_row(row):
+        if (row["iteration"] + 1) % every == 0 or row["iteration"] + 1 == n_iterations:
+            rows.append(row | {"replies": 256 * (row["iteration"] + 1)} | measure(policy))
+
     if method == "REINFORCE":
-        model = policy
-        algorithm = Reinforce(policy, task(beta), n_prompts=4, n_samples=64, baseline="leave_one_out")
-        samples_a_step = 256
+        reinforce(policy, waiter, prompts, replies.reward, ReinforceConfig(**settings), on_row)
     else:
-        model = ActorCritic(policy, ValueModel(copy.deepcopy(waiter).requires_grad_(True)))
-        algorithm = PPO(model, task(beta), n_prompts=4, n_samples=64, n_epochs=2, n_minibatches=2, adaptive=adaptive)
-        samples_a_step = 256 / 4                                        # a collection of 256 lasts for four steps
-    config = TrainingConfig(max_steps=steps, learning_rate=5e-3, weight_decay=0.0, optimizer="muon", evaluate_every=20, seed=lesson.seed)
-    rows = []
-    for row in train(model, algorithm.next_batch, algorithm.loss, config, lambda _: measure(policy)):
-        rows.append(row | {"samples": row["step"] * samples_a_step} | algorithm.seen)
+        value = ValueModel(copy.deepcopy(waiter).requires_grad_(True))
+        ppo(policy, value, waiter, prompts, replies.reward, PPOConfig(**settings), on_row)
     return policy, rows
 
 
 runs = {}
-for method in STEPS:
-    runs[method] = learn(method, STEPS[method])
+for method in ITERATIONS:
+    runs[method] = learn(method, ITERATIONS[method])
     rows = runs[method][1]
     way = " → ".join(f"{row['to_goal']:.3f}" for row in rows[::max(1, len(rows) // 6)])
-    print(f"    {method}: KL(π‖π*) {way}, after {rows[-1]['samples']:,.0f} samples")
+    print(f"    {method}: KL(π‖π*) {way}, after {rows[-1]['replies']:,} replies")
 
 # %% [markdown]
 # What to look for in a log of PPO:
@@ -312,13 +314,13 @@ rows = runs["PPO"][1]
 names = ("score", "kl", "ratio_first", "clip_fraction", "entropy", "explained_variance")
 print("    " + f"{'replies':>9}" + "".join(f"{name:>20}" for name in names))
 for row in (*rows[1:-1:16], rows[-1]):
-    print("    " + f"{row['samples']:9,.0f}" + "".join(f"{row[name]:20.3f}" for name in names))
+    print("    " + f"{row['replies']:9,}" + "".join(f"{row[name]:20.3f}" for name in names))
 print(f"    π* itself: score {at_goal['reward']:.3f}, kl {at_goal['from_ref']:.3f}, exactly, over both customers")
 lesson.check("PPO's first ratio after a collection is 1", [row["ratio_first"] for row in rows[1:]], [1.0] * len(rows[1:]), atol=1e-4,
              source="D: PPO")
 for method, (_, (first, *_, last)) in runs.items():
     lesson.claim(f"{method} reaches π*", last["to_goal"] <= 0.02,
-                 f"KL(π‖π*) = {last['to_goal']:.4f} nats after {last['samples']:,.0f} samples; it began at {first['to_goal']:.2f}",
+                 f"KL(π‖π*) = {last['to_goal']:.4f} nats after {last['replies']:,} replies; it began at {first['to_goal']:.2f}",
                  full_run=True)
 
 # %% [markdown]
@@ -331,7 +333,7 @@ runs["REINFORCE, β = 0"] = learn("REINFORCE", lesson.pick(250, 30), beta=0.0)
 generator = torch.Generator().manual_seed(lesson.seed)
 asked = torch.tensor([[replies.PLEASE]] * 4 + [[replies.NOW]] * 4, device=device)
 for name, speaker in (("π_ref", waiter), ("REINFORCE, β = 1", runs["REINFORCE"][0]), ("REINFORCE, β = 0", runs["REINFORCE, β = 0"][0])):
-    said = rollout(speaker, asked, replies.LONGEST, replies.STOP, generator=generator).tokens.cpu()
+    said = roll_out(speaker, asked, replies.LONGEST, replies.STOP, generator=generator).tokens.cpu()
     print(f"    {name}:\n        " + ";  ".join(map(replies.written, said[:4])) + "\n        " + ";  ".join(map(replies.written, said[4:])))
 
 # %% [markdown]
@@ -356,7 +358,7 @@ def price_of(beta):
 
 fig, (left, right) = plotting.figure(11, 4.2, columns=2)
 for method in ("REINFORCE", "PPO"):
-    left.plot([row["samples"] for row in runs[method][1]], [row["to_goal"] for row in runs[method][1]], label=method)
+    left.plot([row["replies"] for row in runs[method][1]], [row["to_goal"] for row in runs[method][1]], label=method)
 left.axhline(0.02, color="black", linestyle=":", linewidth=1.2, label="0.02 nats")
 left.set(yscale="log", xlabel="replies sampled", ylabel="KL(π‖π*), nats a reply (exact)", title="Towards the best policy, β = 1")
 left.legend()
@@ -407,12 +409,12 @@ for _ in range(50):
 
 steered = {}
 for start in (0.2, 5.0):
-    steered[start] = learn("PPO", lesson.pick(500, 20), adaptive=AdaptiveKL(start, TARGET, horizon=1000))[1]
+    steered[start] = learn("PPO", lesson.pick(125, 5), beta=start, kl_target=TARGET, kl_horizon=1000)[1]
 
 fig, (left, right) = plotting.figure(11, 3.8, columns=2)
 for (start, rows), style in zip(steered.items(), ("-", "--")):
-    left.plot([row["samples"] for row in rows], [row["from_ref"] for row in rows], linestyle=style, label=f"β begins at {start}")
-    right.plot([row["samples"] for row in rows[1:]], [row["beta"] for row in rows[1:]], linestyle=style, label=f"β begins at {start}")
+    left.plot([row["replies"] for row in rows], [row["from_ref"] for row in rows], linestyle=style, label=f"β begins at {start}")
+    right.plot([row["replies"] for row in rows[1:]], [row["beta"] for row in rows[1:]], linestyle=style, label=f"β begins at {start}")
 left.axhline(TARGET, color="black", linestyle=":", linewidth=1.2, label=f"target, {TARGET} nats")
 right.axhline(fair, color="black", linestyle=":", linewidth=1.2, label=f"the β whose π* pays {TARGET}: {fair:.2f}")
 left.set(xlabel="replies sampled", ylabel="KL(π‖π_ref), nats a reply (exact)", title="The distance settles on its target")

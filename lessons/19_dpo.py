@@ -27,13 +27,13 @@ from minigpt.alignment.exact import (
     gradient,
     kl_divergence,
     list_answers,
+    make_table,
     optimal_policy,
     slopes,
-    tabulate,
 )
 from minigpt.alignment.preferences import accuracy_ceiling, compare, preference_probability
 from minigpt.alignment.reference import all_replies, train_reference
-from minigpt.alignment.rollouts import rollout
+from minigpt.alignment.rollouts import roll_out
 from minigpt.models.gpt import GPT, GPTConfig
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import sequence_logprobs
@@ -164,7 +164,7 @@ def population_loss(table, mean):
     return -(pair_weight * (with_z * nn.functional.logsigmoid(margin) + (1 - with_z) * nn.functional.logsigmoid(-margin))).sum()
 
 
-optimum = tabulate(tokens, mask, best, V)
+optimum = make_table(tokens, mask, best, V)
 lesson.check("the table that holds π*", answer_logprobs(optimum, tokens, mask).detach(), best, atol=1e-10, source="B: π*")
 at_rest = gradient(optimum, population_loss(optimum, mean=False))
 lesson.check("at π*, with sums: the gradient is 0", at_rest, torch.zeros_like(at_rest), atol=1e-12, source="B: DPO")
@@ -239,7 +239,7 @@ labels = {}                                                             # of the
 def fresh_pairs(source, n):
     def next_batch(generator):
         prompts = replies.customers(n, generator).repeat_interleave(2, 0).to(device)     # (2n, 1)
-        said = rollout(source, prompts, replies.LONGEST, replies.STOP, generator=generator)
+        said = roll_out(source, prompts, replies.LONGEST, replies.STOP, generator=generator)
         worth = judged(said.tokens, said.mask)                          # (2n,)
         labels["ceiling"] = accuracy_ceiling(preference_probability(worth[0::2], worth[1::2]))
         return compare(said, worth, generator)

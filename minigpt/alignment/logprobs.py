@@ -1,45 +1,62 @@
-"""Log-probabilities of what a policy did, and three estimates of how far it has left its reference.
+"""KL estimates, means and entropy over the actions of sampled answers.
 
-    log π(y|x) = Σₜ log π(yₜ | x, y_<t)          logits at t judge token t + 1; only the answer's own tokens count
+With u = π_ref(y)/π(y) and y drawn from π:
 
-    with ρ = π_ref(y)/π(y) and y drawn from π:      k1 = −log ρ        k2 = ½ (log ρ)²        k3 = ρ − 1 − log ρ
+    k1 = −log u        k2 = ½ (log u)²        k3 = u − 1 − log u        E[k1] = E[k3] = KL(π‖π_ref)
 
-E[k1] = E[k3] = KL(π‖π_ref). k1 can be negative, k3 cannot (e^u ≥ 1 + u) and scatters less. k2 is biased, but little when the two
-are close. As a *loss* they are something else again: the gradient of a sampled k1 is 0 on average, of k2 it is ∇KL(π‖π_ref), and
-of k3 it is ∇KL(π_ref‖π), the other way around (lesson 18).
+k1 can be negative. k3 cannot, because u ≥ 1 + log u, and it usually varies less. k2 is biased, but
+little when the two policies are close. As a *loss* they behave differently: on average, the
+gradient of a sampled k1 is 0, that of k2 is ∇KL(π‖π_ref), and that of k3 is ∇KL(π_ref‖π), the KL in
+the other direction (lesson 18).
 
-Source: course B, "DPO", for the sums; Schulman 2020, "Approximating KL divergence", for k1, k2, k3.
-`token_logprobs` and `sequence_logprobs` live in training/losses.py, where everything above can reach them; this is their other name.
+Source: Schulman 2020, "Approximating KL divergence", for the estimates; lesson 18 derives their
+gradients. Log-probabilities of tokens and answers: `training/losses.py`.
 
-Shapes: B batch, T time, V vocabulary. An array over actions has T − 1 columns: column t is the choice of token t + 1.
+Shapes: B batch, T time, V vocabulary. Actions have T − 1 columns: column t chooses token t + 1.
 """
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from minigpt.training.losses import sequence_logprobs, token_logprobs
-
-__all__ = ["token_logprobs", "sequence_logprobs", "kl_estimates", "masked_mean", "entropy"]
+from minigpt.text.padding import check_mask
 
 
 def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """k1, k2, k3 for each sample of π, in nats: (…), (…) -> three of the same shape. Works token by token and for whole answers.
+    """k1, k2, k3 of each sample of π, in nats: (…), (…) -> three of that shape.
+
+    It takes log-probabilities of single tokens or of whole answers.
 
     >>> [round(k.item(), 4) for k in kl_estimates(torch.tensor(-1.0), torch.tensor(-1.5))]
     [0.5, 0.125, 0.1065]
     """
-    log_ratio = ref_logprobs - logprobs
-    return -log_ratio, log_ratio.square() / 2, torch.expm1(log_ratio) - log_ratio
+    log_u = ref_logprobs - logprobs
+    return -log_u, log_u.square() / 2, torch.expm1(log_u) - log_u
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the places where `mask` is True, all rows together. ValueError if there are none."""
+    """The mean over all places where `mask` is True: two of one shape -> scalar.
+
+    A row with more counted places weighs more. ValueError if no place counts.
+    """
+    check_mask(mask, values.shape)
     if not mask.any():
-        raise ValueError("the mask counts no position, so there is nothing to average; check padding and lengths")
+        raise ValueError("the mask counts no place, so there is nothing to average; "
+                         "check padding and lengths")
     return values.masked_fill(~mask, 0.0).sum() / mask.sum()
 
 
 def entropy(logits: Tensor, mask: Tensor) -> Tensor:
-    """How undecided the policy is: mean of H(π(·|prefix)) in nats over the counted actions. (B, T or T − 1, V), (B, T) -> scalar."""
-    logp = logits[:, :mask.size(1) - 1].log_softmax(-1)                 # (B, T − 1, V)
-    finite = logp.masked_fill(logp == -torch.inf, 0.0)                  # 0 log 0 = 0, and its slope is not NaN
-    return masked_mean(-(logp.exp() * finite).sum(-1), mask[:, 1:])
+    """Mean entropy of π(·|prefix) over the counted actions, in nats: a scalar.
+
+    logits (B, T, V) or (B, T − 1, V), mask (B, T).
+    """
+    logprobs = logits[:, :mask.size(1) - 1].log_softmax(-1)             # (B, T − 1, V)
+    finite = logprobs.masked_fill(logprobs == -torch.inf, 0.0)          # 0 · log 0 counts as 0
+    return masked_mean(-(logprobs.exp() * finite).sum(-1), mask[:, 1:])
+
+
+def check_reference(policy: nn.Module, reference: nn.Module) -> None:
+    """ValueError if the reference shares a parameter with the policy: it would be trained along."""
+    trained = {id(parameter) for parameter in policy.parameters()}
+    if any(id(parameter) in trained for parameter in reference.parameters()):
+        raise ValueError("the policy and its reference share parameters, so their ratio would stay "
+                         "1; give a frozen copy (copy.deepcopy) as the reference")

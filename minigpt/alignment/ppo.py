@@ -1,164 +1,249 @@
-"""PPO: learn several times from the same answers, and stop each action's push where it would go too far.
+"""PPO: take several steps on the same answers, and clip the ratio to the policy that gave them.
 
-    rₜ(θ) = π_θ(aₜ|sₜ) / π_old(aₜ|sₜ)          L = −E min( rₜ Aₜ, clip(rₜ, 1−ε, 1+ε) Aₜ )                    Schulman et al. 2017, eq. 7
-    δₜ = Rₜ + γV(sₜ₊₁) − V(sₜ)                  Aₜ = δₜ + γλ Aₜ₊₁,   returns = A + V                           Schulman et al. 2016, eq. 16
+    ρₜ(θ) = π_θ(aₜ|sₜ) / π_old(aₜ|sₜ)        L = −E min( ρₜ Aₜ, clip(ρₜ, 1−ε, 1+ε) Aₜ )
+    δₜ = rₜ + γ V(sₜ₊₁) − V(sₜ)              Aₜ = δₜ + γλ Aₜ₊₁,        returns = A + V
 
-REINFORCE uses answers once, because after a step they are no longer samples of the policy. The ratio r corrects for that. The clip
-takes away the reason to move an action's probability by more than ε: with A > 0 the gradient ends at r = 1+ε, with A < 0 at
-r = 1−ε. On the other side it never ends: what has gone the wrong way may always be pushed back.
+REINFORCE uses answers for one step: afterwards they are no longer samples of the policy. The ratio
+ρ corrects for that (importance sampling). The clip limits how far one batch can move an action's
+probability: for A > 0 the gradient is 0 above ρ = 1+ε, for A < 0 it is 0 below ρ = 1−ε. On the
+other side it is never clipped, so that a step in the wrong direction can always be undone.
 
-Source: courses A, B and D, "RLHF"; Schulman et al. 2017; Ziegler et al. 2019, §2.2 (KL as a reward per token, adaptive β);
-Ouyang et al. 2022, §3.5. Where they are silent: the losses are means over the counted actions of a minibatch; whitening is over the whole
-collection, once, with the biased variance; V starts at 0 or from a reward model; no entropy bonus, since the price β already has one.
-Not here: the pre-training term γ of Ouyang et al.'s eq. 2 ("PPO-ptx"); exact resume, as the collected answers are in no checkpoint.
+Source: Schulman et al. 2017, eq. 7 (the clip); Schulman et al. 2016, eq. 16 (GAE); Ziegler et al.
+2019, §2.2 (KL as a reward per token, β that follows a target); Ouyang et al. 2022, §3.5.
+Where the papers are silent: losses are means over the counted actions of a minibatch; advantages
+are whitened once, over all answers of an iteration, with the biased variance; the value loss is
+clipped and has weight ½; policy and value are two models whose gradients are clipped together.
+Not here: an entropy bonus, since the price β already contains one; the pre-training term γ of
+Ouyang et al., eq. 2 ("PPO-ptx").
 
-Shapes: B answers, T time. Every (B, T) below is over actions and has the column of the action that it belongs to.
+Shapes: B answers, T time. Every (B, T) is over actions: column t belongs to the action that chose
+token t + 1.
 """
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
+from tqdm import trange
 
-from minigpt.alignment.logprobs import entropy, masked_mean, token_logprobs
-from minigpt.alignment.reinforce import ActorCritic, Task, watch
-from minigpt.alignment.rollouts import Rollout, token_rewards
+from minigpt.alignment.logprobs import check_reference, entropy, masked_mean
+from minigpt.alignment.rollouts import (
+    Rollout,
+    RolloutConfig,
+    roll_out,
+    rollout_metrics,
+    token_rewards,
+)
+from minigpt.text.padding import check_mask
+from minigpt.training.loop import gradient_step, schedule
+from minigpt.training.losses import token_logprobs
+from minigpt.training.optimizers import make_optimizers
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation: rewards, values, mask (B, T) -> advantages, returns (B, T), both 0 where `mask` is False.
+@dataclass(frozen=True)
+class PPOConfig(RolloutConfig):
+    """How to run PPO: `RolloutConfig`, and what PPO adds to it."""
 
-    values[:, t] is V of the state in which action t was chosen. After a row's last action there is nothing: V = 0.
-    λ = 0 is the one-step error δ; λ = 1 is the sum of all rewards to come, minus V. λ trades V's errors against noise.
+    n_epochs: int = 2                   # how often each answer is used
+    n_minibatches: int = 2              # per epoch
+    clip: float = 0.2                   # ε
+    value_clip: float = 0.2             # in units of the reward
+    gamma: float = 1.0                  # γ
+    lam: float = 0.95                   # λ
+    kl_target: float | None = None      # nats per answer; β follows it, starting from `beta`
+    kl_horizon: int = 10_000            # answers; see `adapt_beta`
+
+    def __post_init__(self):
+        super().__post_init__()
+        n_answers = self.n_prompts * self.n_samples
+        if self.n_epochs < 1 or not 1 <= self.n_minibatches <= n_answers:
+            raise ValueError(f"n_epochs must be at least 1, and n_minibatches between 1 and the "
+                             f"{n_answers} answers, not {self.n_epochs} and {self.n_minibatches}")
+        check_clip(self.clip)
+        if not 0 < self.value_clip:
+            raise ValueError(f"value_clip must be greater than 0, not {self.value_clip}: "
+                             "no value could move")
+        if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise ValueError(f"gamma and lam lie in [0, 1], not {self.gamma} and {self.lam}")
+        if self.kl_target is not None:
+            adapt_beta(self.beta, 0.0, self.kl_target, n_answers, self.kl_horizon)
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation: rewards, values, mask (B, T) -> advantages, returns (B, T).
+
+    values[:, t] is V of the state in which action t was chosen; after the last action V = 0. Both
+    results are 0 where `mask` is False. λ = 0 gives the one-step error δ; λ = 1 gives the sum of
+    all rewards to come, minus V. λ trades the errors of V against noise.
     """
+    check_mask(mask, rewards.shape)
     advantages = torch.zeros_like(values)
     next_value = next_advantage = torch.zeros_like(values[:, 0])        # (B,)
     for t in reversed(range(values.size(1))):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         advantages[:, t] = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.0)
-        next_value, next_advantage = torch.where(mask[:, t], values[:, t], 0.0), advantages[:, t]
+        next_value = torch.where(mask[:, t], values[:, t], 0.0)
+        next_advantage = advantages[:, t]
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
-def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scaled to variance 1 over the counted places, and moved to mean 0 (or back to the old mean): (B, T), (B, T) -> (B, T), 0 elsewhere."""
-    mean = masked_mean(values, mask)
-    scaled = (values - mean) * (masked_mean((values - mean).square(), mask) + 1e-8).rsqrt()
-    return (scaled if shift_mean else scaled + mean).masked_fill(~mask, 0.0)
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the counted places: (B, T), (B, T) -> (B, T), 0 elsewhere.
+
+    Equal values give exactly 0 at any size, because one of them is subtracted before the mean is
+    computed: a rounding error of the mean would otherwise be scaled up to 1.
+    """
+    masked_mean(values, mask)                                           # refuses a bad mask
+    shifted = values - values[mask][0]
+    centred = shifted - masked_mean(shifted, mask)
+    variance = masked_mean(centred.square(), mask)
+    return (centred * (variance + 1e-8).rsqrt()).masked_fill(~mask, 0.0)
 
 
-def ppo_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
-    """−mean min( rA, clip(r)A ) over the counted actions: four (B, T) -> scalar."""
-    ratio = (logprobs - old_logprobs).exp()
-    advantages = advantages.detach()
-    return -masked_mean(torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages), mask)
+def check_clip(clip: float) -> None:
+    if not 0 < clip < 1:
+        raise ValueError(f"clip is ε of the range [1−ε, 1+ε] and lies between 0 and 1, not {clip}")
 
 
-def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
-    """½ mean max( (V − R)², (V_clipped − R)² ), V_clipped within ±clip of the old value: four (B, T) -> scalar.
+def ppo_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2,
+) -> Tensor:
+    """−mean min( ρA, clip(ρ, 1−ε, 1+ε)·A ) over the counted actions: four (B, T) -> scalar.
 
-    The larger of the two: a value that has moved far gets no gradient for moving on, and is never rewarded for it.
+    The minimum is A·min(ρ, 1+ε) for A ≥ 0 and A·max(ρ, 1−ε) for A < 0. The bound is applied to
+    log ρ, before the exponential, so that a large ratio has the gradient 0 in the clipped branch,
+    where ∞ · 0 would give NaN.
+    """
+    check_clip(clip)
+    check_mask(mask, logprobs.shape)
+    advantages = advantages.detach().masked_fill(~mask, 0.0)
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)       # log ρ
+    above = torch.where(advantages >= 0, math.log1p(clip), math.inf).to(log_ratio.dtype)
+    below = torch.where(advantages >= 0, -math.inf, math.log1p(-clip)).to(log_ratio.dtype)
+    ratio = log_ratio.clamp(below, above).exp()
+    return -masked_mean(ratio * advantages, mask)
+
+
+def ppo_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2,
+) -> Tensor:
+    """½ mean max( (V − R)², (V_clipped − R)² ): four (B, T) -> scalar.
+
+    V_clipped is V, limited to ±clip around the old value. Because of the maximum, a value that has
+    moved farther than that has no gradient to move on.
     """
     clipped = old_values + (values - old_values).clamp(-clip, clip)
-    return masked_mean(torch.maximum((values - returns).square(), (clipped - returns).square()), mask) / 2
+    errors = torch.maximum((values - returns).square(), (clipped - returns).square())
+    return masked_mean(errors, mask) / 2
 
 
-class AdaptiveKL:
-    """A β that steers KL to a target: up when there is too much of it, down when too little (Ziegler et al. 2019, §2.2).
+def adapt_beta(beta: float, kl: float, target: float, n_answers: int, horizon: int) -> float:
+    """The next β: larger if `n_answers` answers had a KL above the target, smaller if below.
 
-    The paper's step is K_β = 0.1 a batch; n_answers/horizon is its released code's, and does not depend on the batch size.
+    β ← β · ( 1 + clip(KL/target − 1, −0.2, 0.2) · n_answers/horizon )
 
-    >>> beta = AdaptiveKL(0.1, target=2.0, horizon=100)
-    >>> round(beta.update(kl=9.0, n_answers=50), 6)         # far above the target counts as 0.2 above
+    Ziegler et al. 2019, §2.2, have a constant K_β = 0.1 in place of n_answers/horizon, which is
+    their released code's and does not depend on the size of the batch.
+
+    >>> round(adapt_beta(0.1, kl=9.0, target=2.0, n_answers=50, horizon=100), 6)
     0.11
     """
-
-    def __init__(self, beta: float, target: float, horizon: int = 10_000):
-        if not (beta > 0 and target > 0 and horizon > 0):
-            raise ValueError(f"β, the target and the horizon must be greater than 0, not {beta}, {target} and {horizon}")
-        self.beta, self.target, self.horizon = beta, target, horizon
-
-    def update(self, kl: float, n_answers: int) -> float:
-        """β after `n_answers` answers whose KL was `kl` nats: it changes by at most 20 % · n_answers/horizon."""
-        if n_answers > self.horizon:                                    # from five horizons on, β could pass 0 and reward the distance
-            raise ValueError(f"{n_answers} answers at once are more than the horizon of {self.horizon}; take a longer horizon")
-        error = min(0.2, max(-0.2, kl / self.target - 1))
-        self.beta *= 1 + error * n_answers / self.horizon
-        return self.beta
+    if not (0 < beta < math.inf and 0 < target < math.inf):
+        raise ValueError(f"beta and the KL target must be positive numbers, not {beta}, {target}")
+    if not 0 < n_answers <= horizon:
+        raise ValueError(f"the horizon must be at least the {n_answers} answers of an iteration, "
+                         f"not {horizon}: β could become negative")
+    error = min(0.2, max(-0.2, kl / target - 1))
+    return beta * (1 + error * n_answers / horizon)
 
 
-@dataclass
-class Minibatch:
-    """Answers, and what the old policy and the old value model made of them, all (B, T − 1)."""
+@torch.no_grad()
+def ppo_metrics(logits: Tensor, logprobs: Tensor, rollout: Rollout, clip: float) -> dict:
+    """Numbers to watch, of one minibatch.
 
-    done: Rollout
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-
-@dataclass
-class PPO:
-    """PPO as two functions for the training loop: `next_batch` hands out minibatches and collects anew when they are used up.
-
-    `seen` holds numbers to look at: score and kl (see `watch`), ratio_first (the ratio farthest from 1 in the first minibatch of a
-    collection: 1, or the log-probabilities are wrong), clip_fraction (healthy 0.05 to 0.3; 0: steps too timid, more: too bold),
-    entropy (nats a token; 0: nothing new is tried any more), explained_variance of the value model (1 is perfect, below 0 worse
-    than a constant).
+    ratio          the ratio farthest from 1. In the first minibatch of an iteration it is 1: there
+                   θ = θ_old. Otherwise log-probabilities are wrong (dropout, temperature, shift).
+                   The mean of all ratios would not show it: E_old[ρ] = 1 for any two policies.
+    clip_fraction  the share of actions with a ratio outside [1−ε, 1+ε]; healthy 0.05 to 0.3 while
+                   there is much to learn. 0: the steps are very small; more: they are too large
+    entropy        of π, nats per action; near 0 nothing new is sampled any more
     """
+    ratios = (logprobs - rollout.logprobs)[rollout.actions].exp()       # (number of actions,)
+    return {
+        "ratio": ratios[(ratios - 1).abs().argmax()].item(),
+        "clip_fraction": ((ratios - 1).abs() > clip).float().mean().item(),
+        "entropy": entropy(logits, rollout.mask).item(),
+    }
 
-    model: ActorCritic
-    task: Task
-    n_prompts: int = 64
-    n_samples: int = 4
-    n_epochs: int = 2
-    n_minibatches: int = 2
-    clip: float = 0.2
-    value_clip: float = 0.2
-    gamma: float = 1.0
-    lam: float = 0.95
-    whitened: bool = True
-    adaptive: AdaptiveKL | None = None
-    seen: dict = field(default_factory=dict)
-    queue: list = field(default_factory=list)
 
-    def __post_init__(self):
-        for name in ("n_prompts", "n_samples", "n_epochs", "n_minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 − Var(returns − values)/Var(returns) over the counted actions.
 
-    @torch.no_grad()
-    def collect(self, generator: torch.Generator) -> Minibatch:
-        """New answers of the present policy, with their advantages."""
-        done = self.task.attempt(self.model.policy, self.n_prompts, self.n_samples, generator)
-        self.seen = watch(done)
-        self.seen["beta"] = beta = self.task.beta if self.adaptive is None else self.adaptive.beta
-        if self.adaptive is not None:                                   # what these answers cost decides the price of the next ones
-            self.adaptive.update(self.seen["kl"], len(done.tokens))
-        rewards = token_rewards(done.scores, done.logprobs, done.ref_logprobs, done.actions, beta)
-        values = self.model.value(done.tokens[:, :-1])                  # (B, T − 1)
-        advantages, returns = gae(rewards, values, done.actions, self.gamma, self.lam)
-        spread = returns[done.actions].var(correction=0)
-        self.seen["explained_variance"] = 1 - ((returns - values)[done.actions].var(correction=0) / spread.clamp(min=1e-12)).item()
-        return Minibatch(done, values, whiten(advantages, done.actions) if self.whitened else advantages, returns)
+    1 is a perfect value model; 0 is as good as a constant; below 0 is worse than a constant.
+    """
+    spread = returns[mask].var(correction=0).clamp(min=1e-12)
+    return 1 - ((returns - values)[mask].var(correction=0) / spread).item()
 
-    def next_batch(self, generator: torch.Generator) -> Minibatch:
-        if not self.queue:
-            full = self.collect(generator)
-            for _ in range(self.n_epochs):
-                order = torch.randperm(len(full.values), generator=generator).to(full.values.device)
-                self.queue += [Minibatch(*(value[rows] for value in vars(full).values())) for rows in order.chunk(self.n_minibatches)]
-        return self.queue.pop(0)
 
-    def loss(self, model: ActorCritic, batch: Minibatch) -> Tensor:
-        done, inputs = batch.done, batch.done.tokens[:, :-1]
-        logits = model.policy(inputs)
-        logprobs = token_logprobs(logits, done.tokens, done.mask)
+def ppo(
+    policy: nn.Module, value: nn.Module, reference: nn.Module, prompts: Callable,
+    reward: Callable, config: PPOConfig, on_row: Callable | None = None,
+) -> list[dict]:
+    """Trains `policy` and `value` in place and returns one row of metrics per iteration.
+
+    `value(tokens)` (B, T) -> (B, T) is V of each prefix. The other arguments are those of
+    `reinforce`. `rollout_metrics`, `ppo_metrics` and `explained_variance` explain the metrics.
+    """
+    check_reference(policy, reference)
+    models = nn.ModuleList([policy, value])
+    optimizers = make_optimizers(models, config.optimizer, config.learning_rate, weight_decay=0.0)
+    generator = Generator().manual_seed(config.seed)
+    n_steps = config.n_iterations * config.n_epochs * config.n_minibatches
+    step, beta, rows = 0, config.beta, []
+    for iteration in trange(config.n_iterations, leave=False, disable=None):
+        # 1. Sample answers from the current policy, which is π_old from here on. Score them.
+        x = prompts(config.n_prompts, generator).repeat_interleave(config.n_samples, dim=0)
+        rollout = roll_out(policy, x, config.max_new_tokens, config.stop_token, generator=generator)
+        scores = reward(rollout.tokens, rollout.mask)                               # (B,)
         with torch.no_grad():
-            ratio = (logprobs - done.logprobs).exp()[done.actions]
-            if "ratio_first" not in self.seen:                          # the first loss after a collection
-                # Not the mean: Σ π_old · π/π_old = 1 for any two policies, so a mean of ratios is near 1 whatever is wrong.
-                self.seen["ratio_first"] = ratio[(ratio - 1).abs().argmax()].item()
-            self.seen["clip_fraction"] = ((ratio - 1).abs() > self.clip).float().mean().item()
-            self.seen["entropy"] = entropy(logits, done.mask).item()
-        return (ppo_policy_loss(logprobs, done.logprobs, batch.advantages, done.actions, self.clip)
-                + ppo_value_loss(model.value(inputs), batch.values, batch.returns, done.actions, self.value_clip))
+            ref_logprobs = token_logprobs(reference(rollout.inputs), rollout.tokens, rollout.mask)
+            old_values = value(rollout.inputs)                                      # (B, T)
+
+        # 2. Rewards per token, and from them the advantages.
+        rewards = token_rewards(scores, rollout.logprobs, ref_logprobs, rollout.actions, beta)
+        advantages, returns = gae(rewards, old_values, rollout.actions, config.gamma, config.lam)
+        explained = explained_variance(old_values, returns, rollout.actions)
+        advantages = whiten(advantages, rollout.actions)
+
+        row = {"iteration": iteration, **rollout_metrics(rollout, scores, ref_logprobs),
+               "beta": beta, "explained_variance": explained}
+        for _ in range(config.n_epochs):
+            # 3. In each epoch, every answer is in one minibatch.
+            order = torch.randperm(len(rollout), generator=generator).to(rollout.tokens.device)
+            for chosen in order.chunk(config.n_minibatches):
+                part = rollout[chosen]
+                logits = policy(part.inputs)                                        # (b, T, V)
+                logprobs = token_logprobs(logits, part.tokens, part.mask)           # (b, T)
+                policy_loss = ppo_policy_loss(
+                    logprobs, part.logprobs, advantages[chosen], part.actions, config.clip)
+                value_loss = ppo_value_loss(
+                    value(part.inputs), old_values[chosen], returns[chosen], part.actions,
+                    config.value_clip)
+                scale = schedule(step, n_steps)
+                gradient_step(models, policy_loss + value_loss, optimizers, scale,
+                              config.gradient_clip)
+                metrics = ppo_metrics(logits, logprobs, part, config.clip)
+                row.setdefault("ratio_first", metrics.pop("ratio"))
+                row |= metrics
+                step += 1
+
+        # 4. What these answers cost decides the price of the next ones.
+        if config.kl_target is not None:
+            beta = adapt_beta(beta, row["kl"], config.kl_target, len(rollout), config.kl_horizon)
+        rows.append(row)
+        if on_row is not None and on_row(row):
+            break
+    return rows

@@ -1,100 +1,163 @@
-"""Rollouts: the policy answers prompts, and what it did is written down as it happened.
+"""Rollouts: the policy answers prompts, and the log-probability of each action is recorded.
 
-    y ~ π(·|x)        rₜ = −β ( log π(yₜ|·) − log π_ref(yₜ|·) ) + [t is the last] · score(x, y)
+    y ~ π(·|x)        rₜ = −β ( log π(yₜ|·) − log π_ref(yₜ|·) ) + [t is the last action] · r(x, y)
 
-Source: course D, "RLHF"; Ziegler et al. 2019, §2.2, and Ouyang et al. 2022, eq. 2, for the reward with its price on leaving π_ref.
-Here the mistakes of alignment code are made, so each decision is explicit:
-  * the recorded log-probabilities are those of the distribution that was sampled from, temperature included;
-  * an answer's tokens are known by *where* they stand, from the prompt's end to the first stop token, which counts. Padding is the
-    stop token again, and does not count, so a policy that never stops and one that does are told apart;
-  * prompts of several lengths are padded on the left while they are answered, so that all answers begin in one column, and what comes
-    back is padded on the right, where a causal model cannot see it: whoever scores it later needs no mask to be blind to padding.
+Source: Ziegler et al. 2019, §2.2, and Ouyang et al. 2022, eq. 2, for the reward with its price on
+leaving π_ref. Alignment code often goes wrong here, so each decision is stated:
 
-Shapes: B answers, P prompt length, T the longest prompt with its answer. Actions: T − 1 columns, column t chooses token t + 1.
+  * The recorded log-probabilities are those of the distribution that was sampled, with its
+    temperature.
+  * An answer is known by its place: from the end of the prompt to the first stop token, which
+    counts. Padding is the stop token too, but does not count. So an answer that was cut off at
+    `max_new_tokens` differs from one that stopped.
+  * Prompts of several lengths are padded on the left during sampling, so that all answers begin in
+    one column. The result is padded on the right, where a causal model cannot see it: a model that
+    scores it later needs no mask.
+
+Shapes: B answers, P prompt length, T longest prompt with its answer. Actions have T − 1 columns:
+column t chooses token t + 1.
 """
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from minigpt.alignment.logprobs import token_logprobs
-from minigpt.generation import left_pad, stream
+from minigpt.alignment.logprobs import kl_estimates
+from minigpt.generation import stream
+from minigpt.text.padding import check_mask, pad
+from minigpt.training.optimizers import OPTIMIZERS
 
 
 @dataclass
 class Rollout:
-    """Answers and what was known while they were given. Rows can be taken with an index, as from a tensor."""
+    """Sampled answers. Rows are selected with an index, as from a tensor."""
 
     tokens: Tensor                      # (B, T) prompt, answer, padding
-    mask: Tensor                        # (B, T) True at the answer's tokens, its stop token included
-    logprobs: Tensor                    # (B, T − 1) log π of each action when it was taken, 0 where none was
-    ref_logprobs: Tensor | None = None  # (B, T − 1) the same under π_ref
-    scores: Tensor | None = None        # (B,) what each whole answer was worth
+    mask: Tensor                        # (B, T) True at the answer's tokens, with its stop token
+    logprobs: Tensor                    # (B, T − 1) log π of each action when sampled, 0 elsewhere
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B, T − 1): the tokens that a model reads to score the actions."""
+        return self.tokens[:, :-1]
 
     @property
     def actions(self) -> Tensor:
         """(B, T − 1): True where column t chose a token of the answer."""
         return self.mask[:, 1:]
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
     def __getitem__(self, rows) -> "Rollout":
-        return Rollout(*(None if value is None else value[rows] for value in vars(self).values()))
+        return Rollout(self.tokens[rows], self.mask[rows], self.logprobs[rows])
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What REINFORCE and PPO have in common. β is in units of the reward per nat."""
+
+    n_iterations: int
+    max_new_tokens: int                 # the longest answer
+    stop_token: int
+    n_prompts: int = 64                 # per iteration
+    n_samples: int = 4                  # G, answers to each prompt
+    beta: float = 0.1
+    learning_rate: float = 1e-3         # the highest one; see `training.loop.schedule`
+    optimizer: str = "adamw"            # or "muon"; without weight decay
+    gradient_clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("n_iterations", "max_new_tokens", "n_prompts", "n_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "gradient_clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}")
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta must be 0 or more, not {self.beta}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {' or '.join(OPTIMIZERS)}, not {self.optimizer!r}")
 
 
 @torch.no_grad()
-def rollout(
-    policy: nn.Module, prompts: Tensor | Sequence[Sequence[int]], max_new_tokens: int, stop_token: int,
-    temperature: float = 1.0, generator: torch.Generator | None = None,
+def roll_out(
+    policy: nn.Module, prompts: Tensor | Sequence[Sequence[int]], max_new_tokens: int,
+    stop_token: int, temperature: float = 1.0, generator: Generator | None = None,
 ) -> Rollout:
-    """One sampled answer to each prompt, (B, P) or a list of B lists, of at most `max_new_tokens` tokens.
+    """One sampled answer of at most `max_new_tokens` tokens to each of B prompts.
 
-    The lists may differ in length if the policy takes a `mask`, as GPT does. ValueError if it takes none, or if a prompt with its answer
-    does not fit the policy's context.
+    The prompts are a tensor (B, P), or B lists. Lists may differ in length if the policy takes a
+    `mask`, as GPT does. ValueError if a prompt with its answer does not fit the policy's context.
     """
-    lengths = [len(prompt) for prompt in prompts]
-    longest = max(lengths, default=0)
-    if min(lengths, default=0) < 1 or longest + max_new_tokens > policy.context_length + 1:
-        raise ValueError(f"prompts of {min(lengths, default=0)} to {longest} tokens with answers of up to {max_new_tokens} do not fit "
-                         f"the context of {policy.context_length}; the last token need not be read, and a prompt needs at least one")
+    rows = prompts.tolist() if isinstance(prompts, Tensor) else prompts
+    left, left_mask = pad(rows, side="left", value=stop_token)          # (B, P)
+    B, P = left.shape
+    if max_new_tokens < 1 or P + max_new_tokens > policy.context_length + 1:
+        raise ValueError(f"prompts of up to {P} tokens and answers of up to {max_new_tokens} do "
+                         f"not fit the context of {policy.context_length}; the answer needs at "
+                         "least 1 token, and its last one is not read")
     device = next(policy.parameters()).device
-    given, real = (x.to(device) for x in left_pad(prompts.tolist() if isinstance(prompts, Tensor) else prompts, stop_token))
-    B, T = len(lengths), longest + max_new_tokens
-    tokens = torch.cat([given, torch.full((B, max_new_tokens), stop_token, device=device)], dim=1)      # (B, P) -> (B, T)
-    mask, logprobs = torch.zeros(B, T, dtype=torch.bool, device=device), torch.zeros(B, T, device=device)
-    running = torch.ones(B, dtype=torch.bool, device=device)
-    steps = stream(policy, given, max_new_tokens, temperature, generator=generator, mask=real)
-    for t, (new, all_logprobs) in enumerate(steps, start=longest):
-        taken = all_logprobs.gather(1, new[:, None])[:, 0]              # (B, V) -> (B,)
-        logprobs = logprobs.to(taken.dtype)
-        tokens[:, t] = torch.where(running, new, stop_token)
+    left, left_mask = left.to(device), left_mask.to(device)
+    answer = torch.full((B, max_new_tokens), stop_token, device=device)
+    mask = torch.zeros(B, max_new_tokens, dtype=torch.bool, device=device)
+    logprobs = []
+    running = torch.ones(B, dtype=torch.bool, device=device)            # not stopped yet
+    steps = stream(policy, left, max_new_tokens, temperature, generator=generator, mask=left_mask)
+    for t, (token, all_logprobs) in enumerate(steps):
+        logprob = all_logprobs.gather(1, token[:, None])[:, 0]          # (B, V) -> (B,)
+        answer[:, t] = torch.where(running, token, stop_token)
         mask[:, t] = running
-        logprobs[:, t] = torch.where(running, taken, 0.0)
-        running = running & (new != stop_token)
+        logprobs.append(torch.where(running, logprob, 0.0))
+        running = running & (token != stop_token)
         if not running.any():
             break
-    padding = longest - torch.tensor(lengths, device=device)            # goes from the left to the right, which is a rotation
-    columns = (torch.arange(T, device=device) + padding[:, None]) % T   # (B, T)
+    logprobs += [torch.zeros_like(logprobs[0])] * (max_new_tokens - len(logprobs))
+    before = torch.zeros_like(left)                                     # prompts have no action
+    tokens = torch.cat([left, answer], dim=1)                           # (B, T)
+    mask = torch.cat([before.bool(), mask], dim=1)
+    logprobs = torch.cat([before.to(logprobs[0].dtype), torch.stack(logprobs, dim=1)], dim=1)
+    # Move each row's padding from its left to its right: a rotation of the row.
+    n_padding = P - left_mask.sum(1, keepdim=True)                      # (B, 1)
+    columns = (torch.arange(tokens.size(1), device=device) + n_padding) % tokens.size(1)
     tokens, mask, logprobs = (x.gather(1, columns) for x in (tokens, mask, logprobs))
-    return Rollout(tokens, mask, logprobs[:, 1:])                       # column t of the log-probabilities chose token t + 1
-
-
-@torch.no_grad()
-def judge(done: Rollout, reference: nn.Module, score: Callable[[Tensor, Tensor], Tensor]) -> Rollout:
-    """Adds what the reference thinks of each action and what `score(tokens, mask)` -> (B,) thinks of each answer."""
-    done.ref_logprobs = token_logprobs(reference(done.tokens[:, :-1]), done.tokens, done.mask)
-    done.scores = score(done.tokens, done.mask).to(done.logprobs.dtype)
-    return done
+    return Rollout(tokens, mask, logprobs[:, 1:])                       # column t chose token t + 1
 
 
 def last_action(actions: Tensor) -> Tensor:
-    """The column of each row's last counted action: (B, T) -> (B,). ValueError if a row has none."""
+    """The column of each row's last action: (B, T) bool -> (B,). ValueError if a row has none."""
+    check_mask(actions, actions.shape)
     if not actions.any(1).all():
-        raise ValueError(f"{int((~actions.any(1)).sum())} of {len(actions)} rows have no answer at all; every answer has at least its stop token")
-    return actions.size(1) - 1 - actions.flip(1).int().argmax(1)        # argmax finds the first of the largest
+        n_empty = int((~actions.any(1)).sum())
+        raise ValueError(f"{n_empty} of {len(actions)} rows have no answer; "
+                         "every answer has at least its stop token")
+    return actions.size(1) - 1 - actions.flip(1).int().argmax(1)        # argmax: the first True
 
 
-def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, actions: Tensor, beta: float) -> Tensor:
-    """Reward of each action: the price −β·log(π/π_ref) at every one, the score at the last. (B,), three (B, T) -> (B, T)."""
-    rewards = (-beta * (logprobs - ref_logprobs)).masked_fill(~actions, 0.0)
-    last = last_action(actions)[:, None]
+def token_rewards(
+    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, actions: Tensor, beta: float,
+) -> Tensor:
+    """rₜ of each action: the price −β log(π/π_ref), plus the answer's score at its last action.
+
+    scores (B,), logprobs, ref_logprobs and actions (B, T) -> (B, T), 0 where no action is.
+    """
+    check_mask(actions, logprobs.shape)
+    price = beta * (logprobs - ref_logprobs)                            # (B, T)
+    rewards = (-price).masked_fill(~actions, 0.0)
+    last = last_action(actions)[:, None]                                # (B, 1)
     return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+
+
+def rollout_metrics(rollout: Rollout, scores: Tensor, ref_logprobs: Tensor) -> dict:
+    """Numbers to watch during training.
+
+    score   mean reward of an answer; it should rise
+    kl      mean k1, nats per answer from π_ref; it should rise and then stay level
+    length  mean number of tokens of an answer
+    """
+    kl, _, _ = kl_estimates(rollout.logprobs.sum(1), ref_logprobs.sum(1))           # (B,)
+    lengths = rollout.actions.sum(1).float()                                        # (B,)
+    return {"score": scores.mean().item(), "kl": kl.mean().item(), "length": lengths.mean().item()}

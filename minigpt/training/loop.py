@@ -1,6 +1,6 @@
 """The training loop: draw a batch, compute the loss, take a step against its gradient.
 
-    θ ← θ − η(t) · step(∇L)        η(t): rises over the warm-up, stays flat, then falls linearly to 0
+    θ ← θ − η(t) · step(∇L)        η(t): warm-up, constant, then linearly down to 0
 
 One loop trains every supervised model of the course: language models, translators, reward models,
 DPO. What differs is passed in: `next_batch(generator)` draws a batch, `loss(model, batch)` returns

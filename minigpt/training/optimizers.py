@@ -8,8 +8,8 @@ update and sets all its singular values to about 1. Directions with a small grad
 learned as fast as the others. UVᵀ is computed without a singular value decomposition.
 
 Source: Loshchilov and Hutter 2019, algorithm 2 (AdamW); Jordan et al. 2024 (Muon).
-Deviation: `torch.optim.Muon` computes in bfloat16, for GPUs. Here it is float32, and all matrices of
-one shape are computed in one batch, which makes it cheap on a CPU.
+Deviation: `torch.optim.Muon` computes in bfloat16, for GPUs. Here it is float32, and all matrices
+of one shape are computed in one batch, which makes it cheap on a CPU.
 """
 from collections.abc import Iterable
 
