@@ -20,12 +20,11 @@ from minigpt.generation import generate
 from minigpt.models.neural import NeuralLM
 from minigpt.models.ngram import NGram
 from minigpt.text.corpora import prose
-from minigpt.text.tokenizers import CharTokenizer
+from minigpt.text.tokenizers import CharTokenizer, WordTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bits, cross_entropy, next_token_loss, perplexity
 from minigpt.training.windows import make_random_windows
 from minigpt.worlds.grammar import Grammar, alike
-from minigpt.worlds.grammar import tokens as split_into_tokens
 from minigpt.worlds.stories import STORIES
 
 lesson = Lesson("02_language_models")
@@ -236,14 +235,14 @@ texts = {f"{name} ran until {he} {end}.": q / 4 for name, he in (("Ann", "she"),
 H = sum(-p * math.log2(p) for p in texts.values())
 lesson.check("the grammar's entropy H = −Σ p log₂ p over all its texts", tiny.entropy(), H, atol=1e-12, source="Shannon 1948, §6")
 
-sample = [["\n", *split_into_tokens(t)] for t in tiny.sample_many(50, lesson.seed)]
-small_vocabulary = sorted({w for t in sample for w in t} | {w for t in texts for w in split_into_tokens(t)})
-small_model = NGram(2, len(small_vocabulary)).fit(torch.tensor([small_vocabulary.index(w) for t in sample for w in t]))
+sample = "".join("\n" + text for text in tiny.sample_many(50, lesson.seed))
+words = WordTokenizer.train(sample + "".join(texts), keep_spaces=True)
+small_model = NGram(2, words.vocab_size).fit(torch.tensor(words.encode(sample)))
 
 
 def log2_q(text):
     """log₂ q(text, end | beginning) under the bigram."""
-    ids = torch.tensor([[small_vocabulary.index(w) for w in ("\n", *split_into_tokens(text), "\n")]])
+    ids = torch.tensor([words.encode(f"\n{text}\n")])
     return bits(small_model(ids[:, :-1]).gather(2, ids[:, 1:, None]).sum().item())
 
 
@@ -268,17 +267,17 @@ stories = STORIES.sample_many(100 + sizes[-1], lesson.seed)
 held_out, corpus = stories[:100], stories[100:]
 
 
-def tokens_of(stories):
+def text_of(stories):
     """A line break stands before each story and after the last."""
-    return [token for story in stories for token in ("\n", *split_into_tokens(story))] + ["\n"]
+    return "".join("\n" + story for story in stories) + "\n"
 
 
-vocabulary = sorted(set(tokens_of(stories)))
-number = {token: i for i, token in enumerate(vocabulary)}
-target = torch.tensor([number[token] for token in tokens_of(held_out)])                             # (N,)
-characters = sum(len(token) for token in tokens_of(held_out)[1:])       # all but the first line break is predicted
+tokenizer = WordTokenizer.train(text_of(stories), keep_spaces=True)
+V = tokenizer.vocab_size
+target = torch.tensor(tokenizer.encode(text_of(held_out)))              # (N,)
+characters = len(text_of(held_out)) - 1                                 # all but the first line break is predicted
 floor = torch.tensor([b for story in held_out for _, b in STORIES.surprisals(story)])               # (N − 1,) exact
-training = {n: torch.tensor([number[token] for token in tokens_of(corpus[:n])]) for n in sizes}
+training = {n: torch.tensor(tokenizer.encode(text_of(corpus[:n]))) for n in sizes}
 length = {n: sum(len(story) + 1 for story in corpus[:n]) for n in sizes}                            # in characters
 
 
@@ -297,15 +296,15 @@ def train_network(text, order, vocab_size, steps, d_embedding=16, d_hidden=64):
     return network
 
 
-counters = {(n, k): NGram(k, len(vocabulary)).fit(training[n]) for n in sizes for k in ORDERS}
-networks = {(n, k): train_network(training[n], k, len(vocabulary), steps=int(16 * n**0.5))          # more text, more steps
+counters = {(n, k): NGram(k, V).fit(training[n]) for n in sizes for k in ORDERS}
+networks = {(n, k): train_network(training[n], k, V, steps=int(16 * n**0.5))          # more text, more steps
             for n in sizes for k in (lesson.pick((2, 3, 5, 8), (5,)) if n == middle else (5,))}
 surprise = {"count": {key: surprise_of(model, target) for key, model in counters.items()},
             "network": {key: surprise_of(model, target) for key, model in networks.items()}}
 loss = {kind: {key: (b.sum() / characters).item() for key, b in table.items()} for kind, table in surprise.items()}
 lowest = floor.sum().item() / characters
 
-print(f"    {len(vocabulary):,} kinds of token; the held-out text has {characters:,} characters. "
+print(f"    {V:,} kinds of token; the held-out text has {characters:,} characters. "
       f"Its exact −log₂ p is {lowest:.3f} bits per character; over all stories H is {STORIES.entropy() / (STORIES.expected_length() + 1):.3f}")
 print("    gap to the floor, in bits per character:\n    stories  characters " + "".join(f"  {k}-gram" for k in ORDERS) + "  network (order)")
 for n in sizes:
@@ -328,7 +327,7 @@ lesson.claim("with every amount of text tried, the network is nearer to the floo
 # %%
 tokens_held_out = target[None, :-1]                                     # (1, N − 1)
 unseen = {key: 1 - model.seen(tokens_held_out).float().mean().item() for key, model in counters.items()}
-impossible = {k: surprise_of(NGram(k, len(vocabulary), smoothing=0).fit(training[middle]), target).isinf().float().mean().item()
+impossible = {k: surprise_of(NGram(k, V, smoothing=0).fit(training[middle]), target).isinf().float().mean().item()
               for k in ORDERS}
 for name, row in ((f"after {middle:,} stories, order", map(str, ORDERS)),
                   ("held-out contexts never seen", (f"{unseen[middle, k]:.1%}" for k in ORDERS)),
@@ -369,18 +368,18 @@ kinds = {}
 for pool, values in STORIES.pools.items():
     for value in values:
         kinds.setdefault(" " + value[""], set()).add(pool)
-known = [token for token in kinds if token in number]                   # values of one token, in the vocabulary
-vectors = networks[sizes[-1], 5].C.weight.detach()[:len(vocabulary)]    # (V, 16)
+known = [token for token in kinds if token in tokenizer.vocabulary]     # values of one token, in the vocabulary
+vectors = networks[sizes[-1], 5].C.weight.detach()[:V]                  # (V, 16)
 direction = vectors / vectors.norm(dim=1, keepdim=True)
-cosine = direction[[number[token] for token in known]] @ direction.T    # (known, V)
-cosine[range(len(known)), [number[token] for token in known]] = -1      # oneself does not count
-nearest = {token: vocabulary[i] for token, i in zip(known, cosine.argmax(1).tolist())}
+cosine = direction[tokenizer.encode(known)] @ direction.T               # (known, V)
+cosine[range(len(known)), tokenizer.encode(known)] = -1                 # oneself does not count
+nearest = {token: tokenizer.vocabulary[i] for token, i in zip(known, cosine.argmax(1).tolist())}
 alike_share = sum(bool(kinds[a] & kinds.get(b, set())) for a, b in nearest.items()) / len(known)
-chance = sum(sum(bool(kinds[a] & kinds[b]) for b in known) - 1 for a in known) / len(known) / (len(vocabulary) - 1)
+chance = sum(sum(bool(kinds[a] & kinds[b]) for b in known) - 1 for a in known) / len(known) / (V - 1)
 print("    nearest neighbours:", ", ".join(f"{a.strip()} → {nearest[a].strip()}" for a in known[::len(known) // 9]))
 shown = {name: [token for token in known if pool in kinds[token]] for name, pool in
          {"names": "NAME", "animals": "ANIMAL", "places": "PLACE", "weather": "WEATHER", "things": "ONE"}.items()}
-points = direction[[number[token] for here in shown.values() for token in here]]                   # (n, 16)
+points = direction[tokenizer.encode([token for here in shown.values() for token in here])]         # (n, 16)
 points = points - points.mean(0)
 points = points @ torch.linalg.svd(points, full_matrices=False)[2][:2].T      # (n, 16) @ (16, 2): the two directions of most spread
 fig, axes = plotting.figure(8, 5.5)
@@ -392,7 +391,7 @@ axes.set(xlabel="first principal direction", ylabel="second principal direction"
 axes.legend()
 lesson.figure(fig, "vectors")
 lesson.claim("tokens of one kind have learned vectors that are near", alike_share > 5 * chance,
-             f"nearest of all {len(vocabulary):,} tokens of the same kind: {alike_share:.0%} of {len(known)}; by chance {chance:.0%}")
+             f"nearest of all {V:,} tokens of the same kind: {alike_share:.0%} of {len(known)}; by chance {chance:.0%}")
 
 # %% [markdown]
 # ## 11. What both lack: memory
@@ -412,12 +411,13 @@ share = (excess[settled].sum() / excess.sum()).item()
 lesson.claim("most of what the network lacks is what it forgot", share > 0.5,
              f"{share:.0%} of its gap is on tokens that cost 0 bits to a reader who remembers", full_run=True)
 
-first = len(split_into_tokens(held_out[0])) + 1                         # tokens of the first story and its line break
+first = len(tokenizer.encode(held_out[0])) + 1                          # tokens of the first story and its line break
 fig, rows_of = plotting.figure(13, 5.2, rows=2, sharey=True)
 for axes, part in zip(rows_of, torch.arange(first).tensor_split(2)):
     axes.bar(part, rivals["network"][part], width=0.8, color="#9ecae1", edgecolor="#0072B2", label="network of order 5")
     axes.bar(part, floor[part], width=0.4, color="black", label="exact: what was news")
-    axes.set_xticks(part, [vocabulary[i].strip(" ").replace("\n", "(end)") for i in target[1:][part]], rotation=90, fontsize=8)
+    names = [tokenizer.vocabulary[i].strip(" ").replace("\n", "(end)") for i in target[1:][part]]
+    axes.set_xticks(part, names, rotation=90, fontsize=8)
     axes.set(ylabel="bits", xlim=(part[0] - 1, part[-1] + 1))
     axes.grid(visible=False, axis="x")
 rows_of[0].set_title("One held-out story, word by word: light bars without black are what the network forgot")
@@ -431,8 +431,9 @@ lesson.figure(fig, "one_story")
 # %%
 for name, model in (("2-gram", counters[largest, 2]), (f"{order[largest]}-gram", counters[largest, order[largest]]),
                     ("network", networks[largest, 5])):
-    drawn = generate(model, target[None, -5:], 150, generator=torch.Generator().manual_seed(lesson.seed), stop_token=number["\n"])
-    story = "".join(vocabulary[i] for i in drawn[0, 5:].tolist()).strip("\n")       # what comes after the last held-out story
+    line_break, = tokenizer.encode("\n")
+    drawn = generate(model, target[None, -5:], 150, generator=torch.Generator().manual_seed(lesson.seed), stop_token=line_break)
+    story = tokenizer.decode(drawn[0, 5:]).strip("\n")                  # what comes after the last held-out story
     print(f"    {name}: {story}\n      {STORIES.why_not(story)}")
 
 # %% [markdown]

@@ -23,18 +23,11 @@ from minigpt.generation import beam_search, generate
 from minigpt.models.attention import AdditiveAttention
 from minigpt.models.counting import count_parameters
 from minigpt.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from minigpt.text.padding import pad
+from minigpt.text.tokenizers import WordTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
-from minigpt.worlds.translation import (
-    END,
-    PAD,
-    START,
-    decode,
-    encode,
-    sample_pair,
-    vocabulary,
-    written,
-)
+from minigpt.worlds.translation import sample_pair, written
 
 lesson = Lesson("04_seq2seq_attention")
 torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait
@@ -217,21 +210,26 @@ config = TrainingConfig(max_steps=lesson.pick(full=700, quick=20), learning_rate
                         evaluate_every=lesson.pick(full=175, quick=10), seed=lesson.seed)
 
 
+SPECIAL = ["<pad>", "<start>", "<end>"]
+PAD, START, END = range(3)
+
+
 class Data:
-    """One language's sentences as numbers: vocabularies, training batches, and the held-out sentences as one batch."""
+    """One language's sentences as numbers: tokenizers, training batches, and the held-out sentences as one batch."""
 
     def __init__(self, language):
         everything = training[language] + held_out[language]
-        self.source_ids, self.target_ids = vocabulary([p.source for p in everything]), vocabulary([p.target for p in everything])
+        self.english = WordTokenizer.train([word for p in everything for word in p.source], SPECIAL)
+        self.foreign = WordTokenizer.train([word for p in everything for word in p.target], SPECIAL)
         pairs = sorted(training[language], key=lambda pair: len(pair.source))
         self.batches = [self.batch(pairs[i:i + BATCH_SIZE]) for i in range(0, len(pairs), BATCH_SIZE)]
         self.held_out = self.batch(held_out[language])
 
     def batch(self, pairs):
         """(source (B, S), lengths (B,), target (B, T + 2) between <start> and <end>)."""
-        source, lengths = encode([p.source for p in pairs], self.source_ids)
-        target, _ = encode([["<start>", *p.target, "<end>"] for p in pairs], self.target_ids)
-        return source.to(lesson.device), lengths.to(lesson.device), target.to(lesson.device)
+        source, present = pad([self.english.encode(p.source) for p in pairs], side="right", value=PAD)
+        target, _ = pad([[START, *self.foreign.encode(p.target), END] for p in pairs], side="right", value=PAD)
+        return source.to(lesson.device), present.sum(1).to(lesson.device), target.to(lesson.device)
 
     def next_batch(self, generator):
         return self.batches[int(torch.randint(len(self.batches), (1,), generator=generator))]
@@ -246,7 +244,7 @@ def translation_loss(model, batch):
 data, translators = {language: Data(language) for language in LANGUAGES}, {}
 for language, name in LANGUAGES.items():
     for attention in (False, True):
-        sizes = Seq2SeqConfig(len(data[language].source_ids), len(data[language].target_ids), D_EMBEDDING, D_HIDDEN, attention)
+        sizes = Seq2SeqConfig(data[language].english.vocab_size, data[language].foreign.vocab_size, D_EMBEDDING, D_HIDDEN, attention)
         model = Seq2Seq(sizes, torch.Generator().manual_seed(lesson.seed)).to(lesson.device)
         losses = [row["train_loss"] for row in train(model, data[language].next_batch, translation_loss, config)]
         translators[language, attention] = model
@@ -368,12 +366,12 @@ model, (source, lengths, target) = translators["spanish", True], data["spanish"]
 long = (lengths >= 20).nonzero()[:lesson.pick(full=40, quick=3), 0].tolist()
 exact, better = {1: 0, 4: 0}, 0
 for n in long:
-    found = {}
+    found, right = {}, target[n][target[n] != PAD].tolist()             # <start> y₁ … <end>
     for n_beams in exact:
         decoder = model.decoder_for(source[n:n + 1, :lengths[n]], lengths[n:n + 1])
         tokens, logprobs = beam_search(decoder, torch.full((1, 1), START, device=source.device), target.size(1), n_beams, stop_token=END)
         found[n_beams] = logprobs[0].item()
-        exact[n_beams] += decode(tokens[0].tolist(), data["spanish"].target_ids) == held_out["spanish"][n].target
+        exact[n_beams] += tokens[0, :len(right)].tolist() == right
     better += found[4] > found[1] + 1e-4
 print(f"    whole sentences right, of {len(long)} with 20+ words: greedy {exact[1]}, beam of 4 {exact[4]}; "
       f"the beam found a likelier one for {better}")

@@ -23,6 +23,7 @@ from minigpt.models.bert import BERT, BERTConfig
 from minigpt.models.counting import count_parameters
 from minigpt.models.ngram import NGram
 from minigpt.text.masking import mask_tokens, sentence_pairs
+from minigpt.text.tokenizers import WordTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bert_loss
 
@@ -260,15 +261,15 @@ templates = [
     f"Later/Soon/There/Then {he} met/noticed/painted/praised the {what} , and {name} the {person} frowned/laughed/sighed/smiled .".split()
     for name, he in NAMES.items() for (word, _), (own_word, people, what) in SENSES.items() for person in people.split()
 ]
-all_words = {word for template in templates for cell in template for word in cell.split("/")}
-vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *sorted(all_words)]
-number = {word: i for i, word in enumerate(vocabulary)}
-V, FIRST, BOTH = len(vocabulary), 8, 20                                                 # words of sentence 1, and of the two together
+all_words = [word for template in templates for cell in template for word in cell.split("/")]
+tokenizer = WordTokenizer.train(all_words, special_tokens=["[PAD]", "[CLS]", "[SEP]", "[MASK]"])
+V, FIRST, BOTH = tokenizer.vocab_size, 8, 20                                            # words of sentence 1, and of the two together
 
 world = torch.zeros(len(templates), BOTH, V, dtype=torch.float64)                       # (Z, 20, V): P(word at t | who it is about)
 for z, template in enumerate(templates):
     for t, cell in enumerate(template):
-        world[z, t, [number[word] for word in cell.split("/")]] = 1 / len(cell.split("/"))
+        choices = tokenizer.encode(cell.split("/"))
+        world[z, t, choices] = 1 / len(choices)
 
 
 def documents_of(n, seed):
@@ -280,7 +281,7 @@ def documents_of(n, seed):
 
 
 def text_of(numbers):
-    return " ".join(vocabulary[i] for i in numbers).replace(" .", ".").replace(" ,", ",")
+    return tokenizer.decode(numbers).replace(" .", ".").replace(" ,", ",")
 
 
 documents = documents_of(lesson.pick(full=8_000, quick=2_000), seed=2 * lesson.seed)
@@ -347,7 +348,7 @@ hardest = (doubt - 0.5).abs().argmin()
 def likelihood(z, places):
     product = 1.0
     for t in places:
-        y, cell = shown[hardest, WORDS[t]].item(), [number[word] for word in templates[z][t].split("/")]
+        y, cell = shown[hardest, WORDS[t]].item(), tokenizer.encode(templates[z][t].split("/"))
         product *= sum(0.85 * (y == x) + 0.15 * (0.8 * (y == MASK) + 0.1 * (y > MASK) / (V - 4) + 0.1 * (y == x)) for x in cell) / len(cell)
     return product
 
@@ -476,8 +477,8 @@ with torch.no_grad():
     offers = model(blanks, segments[:1])[0, hidden_at].softmax(-1).topk(3)              # (4, V) -> (4, 3)
 by_bayes = torch.zeros(BOTH + 3, V, dtype=torch.float64).index_copy(0, WORDS, best_reader(blanks)[0][0])        # (T, V)
 for place, scores, words in zip(hidden_at.tolist(), offers.values.tolist(), offers.indices.tolist()):
-    print(f"      {vocabulary[tokens[0, place]]:<11}"
-          + ", ".join(f"{vocabulary[word]} {p:.2f} (Bayes {by_bayes[place, word]:.2f})" for p, word in zip(scores, words)))
+    print(f"      {tokenizer.vocabulary[tokens[0, place]]:<11}"
+          + ", ".join(f"{tokenizer.vocabulary[word]} {p:.2f} (Bayes {by_bayes[place, word]:.2f})" for p, word in zip(scores, words)))
 
 # %% [markdown]
 # ## 7. Why not [MASK] every time?
@@ -548,9 +549,10 @@ separation, clouds, spread = {}, {}, 0.0
 for name, model in models.items():
     for word in AMBIGUOUS:
         sides = [sense for (w, sense) in SENSES if w == word]
-        home = {number[person]: (side, i % 2) for side, sense in enumerate(sides)
-                for i, person in enumerate(SENSES[word, sense][1].split())}
-        found = [(first, second, *home[first[2]]) for first, second in fresh if first[5] == number[word]]   # word 2 is who, word 5 where
+        home = {person: (side, i % 2) for side, sense in enumerate(sides)
+                for i, person in enumerate(tokenizer.encode(SENSES[word, sense][1]))}
+        word_id, = tokenizer.encode(word)
+        found = [(first, second, *home[first[2]]) for first, second in fresh if first[5] == word_id]        # word 2 is who, word 5 where
         tokens = torch.tensor([[CLS, *first, SEP, *second, SEP] for first, second, _, _ in found])          # (B, T)
         side, half = (torch.tensor(column) for column in list(zip(*found))[2:])                             # (B) each
         with torch.no_grad():
