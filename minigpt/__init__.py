@@ -1,6 +1,7 @@
-"""minigpt: language models and their alignment, from one-hot vectors to DPO, small enough to read and exact enough to check.
+"""minigpt: language models and their alignment, written from scratch in PyTorch.
 
-Folders are in the order data flows; an import only ever points up this list:
-text (words to numbers), models (numbers to probabilities), training (probabilities to parameters), generation,
-adaptation (one model, many tasks), alignment (from likely to preferred).
+The folders follow the order of the data. A module imports only from folders before its own:
+text (words to numbers), worlds (invented data whose probabilities are known exactly), models
+(numbers to probabilities), training (probabilities to parameters), generation (probabilities to
+text), adaptation (one model, many tasks), alignment (from likely answers to preferred ones).
 """

@@ -1,7 +1,8 @@
-"""Files: read as UTF-8 or refused in one line; written whole or not at all.
+"""Files: a text is read as UTF-8 or refused in one line; a file is written whole or not at all.
 
-A file is written beside its place, forced to the disk, then renamed onto its place: a rename happens or does not. Whoever
-is killed between two of these lines leaves the old file whole.
+A file is written beside its place, forced to the disk, and then renamed onto its place. A rename is
+one step for the file system, so a program that is killed at any moment leaves either the old file
+or the new one.
 """
 import json
 import os
@@ -9,25 +10,36 @@ from pathlib import Path
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without its byte order mark; \\r\\n and \\r become \\n, so a text is the same on every system.
+    """The text of a UTF-8 file, without its byte order mark.
 
-    Errors, each one line: FileNotFoundError for a missing file; ValueError for a folder, for bytes that are not UTF-8, and for a
-    file that holds no text.
+    \\r\\n and \\r become \\n, so that a text is the same on every system. Errors, each in one line:
+    FileNotFoundError for a missing file; ValueError for a folder, a pipe or a device, for bytes
+    that are not UTF-8, and for a file without text.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one text file in it")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}; check its spelling, and the folder you are in: {Path.cwd()}")
-    raw = path.read_bytes()
+    raw = read_bytes(path)
     try:
         text = raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at {error.start} of {len(raw)} ({error.reason}); "
-                         "save it as UTF-8 in your editor") from None
-    if not text.strip():
+        raise ValueError(f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at {error.start} of "
+                         f"{len(raw)} ({error.reason}); save it as UTF-8 in your editor") from None
+    del raw
+    if not text or text.isspace():
         raise ValueError(f"{path} is empty; there is nothing to read")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a regular file; ValueError for a folder, a pipe or a device."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name one file in it")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}; check its spelling, and the folder you "
+                                f"are in: {Path.cwd()}")
+    if not path.is_file():                              # to read from a pipe could wait for ever
+        raise ValueError(f"{path} is a pipe or a device, not a file; "
+                         "save its content in a file, and name that")
+    return path.read_bytes()
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -38,14 +50,14 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         with open(beside, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())                                     # on the disk before the name points to it
+            os.fsync(file.fileno())                     # on the disk before the name points to it
         os.replace(beside, path)
     except BaseException as error:
         beside.unlink(missing_ok=True)
-        if isinstance(error, OSError):                                  # a full disk does not say which file it refused
+        if isinstance(error, OSError):                  # a full disk does not say for which file
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
-    if os.name == "posix":                                              # the rename itself is a write to the folder
+    if os.name == "posix":                              # the rename is itself a write: to the folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -54,6 +66,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, content: dict) -> None:
+    """Writes a JSON object in UTF-8, whole or not at all."""
     write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
@@ -62,7 +75,9 @@ def read_json(path: str | Path) -> dict:
     try:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); it is damaged or belongs to something else") from None
+        raise ValueError(f"{path} is not JSON ({error}); it is damaged, or it belongs to "
+                         "something else") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__} where an object is expected; it belongs to something else")
+        raise ValueError(f"{path} holds a JSON {type(content).__name__} where an object is "
+                         "expected; it belongs to something else")
     return content

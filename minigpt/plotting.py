@@ -1,40 +1,61 @@
-"""Plotting: one look for every figure. Lines differ in colour, dash and brightness, so they survive a grey printer.
+"""Plotting: the look that all figures share.
 
-Figures are made without pyplot: no window, no display needed, nothing global to close.
+Lines differ in colour, dash and brightness, so that they can be told apart in a grey print.
+Figures are made without pyplot: they need no window and no display, and nothing has to be closed.
 """
 import io
+import os
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from cycler import cycler
-from matplotlib.figure import Figure
 
 from minigpt.files import write_atomic
 
-# Okabe and Ito's colour-blind safe set, ordered so that neighbours differ in brightness too.
+# No window is ever opened here, so MPLBACKEND, which says how, does not matter. matplotlib refuses
+# to be imported if its value is unknown.
+_backend = os.environ.pop("MPLBACKEND", None)
+try:
+    import matplotlib
+    from cycler import cycler
+    from matplotlib.figure import Figure
+finally:
+    if _backend is not None:
+        os.environ["MPLBACKEND"] = _backend
+
+# The colour-blind safe set of Okabe and Ito, ordered so that neighbours also differ in brightness.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 DASHES = ["-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 3)), (0, (1, 3))]
+matplotlib.rcdefaults()                                 # not what a matplotlibrc on this machine says
 matplotlib.rcParams.update({
     "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=DASHES),
     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9, "legend.frameon": False, "lines.linewidth": 1.8,
-    "figure.dpi": 100, "savefig.dpi": 120,
+    "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9, "legend.frameon": False,
+    "lines.linewidth": 1.8, "figure.dpi": 100, "savefig.dpi": 120,
 })
 
 
-def figure(width: float = 7.0, height: float = 4.0, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, object]:
-    """A figure in inches with its axes: one Axes, or a numpy array of them."""
+def figure(
+    width: float = 7.0, height: float = 4.0, rows: int = 1, columns: int = 1, **options,
+) -> tuple[Figure, object]:
+    """A figure, its size in inches, and its axes: one Axes, or a numpy array of them."""
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
 
 
-def heatmap(axes, matrix, row_labels=None, column_labels=None, label: str | None = None, low: float | None = 0.0, high: float | None = None):
-    """A matrix as shades, dark = large, with its words on both axes and a bar that says what the shades mean."""
-    image = axes.imshow(np.asarray(matrix), cmap="Blues", vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+def heatmap(
+    axes, matrix, row_labels=None, column_labels=None, label: str | None = None,
+    low: float | None = 0.0, high: float | None = None,
+):
+    """A matrix as shades of blue, dark = large, with labels on both axes.
+
+    With a `label`, a colour bar shows the value of each shade.
+    """
+    image = axes.imshow(np.asarray(matrix), cmap="Blues", vmin=low, vmax=high, aspect="auto",
+                        interpolation="nearest")
     axes.grid(False)
     if column_labels is not None:
-        axes.set_xticks(range(len(column_labels)), column_labels, rotation=90 if max(map(len, column_labels), default=0) > 2 else 0)
+        longest = max(map(len, column_labels), default=0)
+        axes.set_xticks(range(len(column_labels)), column_labels, rotation=90 if longest > 2 else 0)
     if row_labels is not None:
         axes.set_yticks(range(len(row_labels)), row_labels)
     if label is not None:
@@ -42,15 +63,23 @@ def heatmap(axes, matrix, row_labels=None, column_labels=None, label: str | None
     return image
 
 
-def loss_curve(rows: list[dict], floor: float | None = None, unit: str = "nats per token") -> Figure:
-    """Training and held-out loss against steps, from rows of `train`; `floor` draws the data's exact entropy."""
+def loss_curve(
+    rows: list[dict], floor: float | None = None, unit: str = "nats per token",
+) -> Figure:
+    """Training and held-out loss against steps, from the rows that `train` returns.
+
+    `floor` draws the exact entropy of the data as a horizontal line.
+    """
     fig, axes = figure()
     steps = [row["step"] for row in rows]
-    axes.plot(steps[1:], [row["train_loss"] for row in rows[1:]], label="training, mean since the point before")
+    axes.plot(steps[1:], [row["train_loss"] for row in rows[1:]],
+              label="training, mean since the point before")
     if "val_loss" in rows[0]:
-        axes.plot(steps, [row["val_loss"] for row in rows], label="held-out", marker="o", markersize=3)
+        axes.plot(steps, [row["val_loss"] for row in rows], label="held-out", marker="o",
+                  markersize=3)
     if floor is not None:
-        axes.axhline(floor, color="black", linestyle=":", label=f"exact entropy of the data, {floor:.3f}")
+        axes.axhline(floor, color="black", linestyle=":",
+                     label=f"exact entropy of the data, {floor:.3f}")
     axes.set(xlabel="optimizer steps", ylabel=f"loss ({unit})")
     axes.legend()
     return fig

@@ -1,4 +1,4 @@
-"""Sampling against exact probabilities, beams against exhaustive search, the cache against recomputation."""
+"""Sampling against exact probabilities, beams against exhaustive search, caches against none."""
 import itertools
 import math
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from minigpt.alignment.exact import Table
-from minigpt.generation import beam_search, generate, left_pad, sampling_logprobs, stream
+from minigpt.generation import beam_search, generate, sampling_logprobs, stream
 from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.text.padding import pad
 
 LOGITS = torch.tensor([2.0, 0.5, 1.0, -1.0, 1.5], dtype=torch.float64)
 
@@ -18,8 +19,10 @@ def probabilities(logits):
 
 
 def sharp_gpt(form="modern", context_length=8, seed=0, vocab_size=7) -> GPT:
+    """A model whose next-token probabilities are far from uniform."""
     make = GPTConfig.modern if form == "modern" else GPTConfig
-    model, generator = GPT(make(vocab_size, context_length, n_layers=2, n_heads=2, d_model=8)).double().eval(), torch.Generator().manual_seed(seed)
+    model = GPT(make(vocab_size, context_length, n_layers=2, n_heads=2, d_model=8)).double().eval()
+    generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.6, generator=generator)
     return model
@@ -64,23 +67,28 @@ def test_rows_are_cut_each_by_itself():
     assert torch.equal(together, alone)
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.5, "top_k": 4, "top_p": 0.9}])
+@pytest.mark.parametrize("options", [
+    {}, {"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.7},
+    {"temperature": 0.5, "top_k": 4, "top_p": 0.9},
+])
 def test_frequencies_match_the_stated_distribution(options):
     model, prompt = sharp_gpt(), torch.tensor([[1, 2, 3]])
     n = 20_000
-    drawn = generate(model, prompt.expand(n, -1), 1, generator=torch.Generator().manual_seed(5), **options)[:, -1]
+    generator = torch.Generator().manual_seed(5)
+    drawn = generate(model, prompt.expand(n, -1), 1, generator=generator, **options)[:, -1]
     exact = sampling_logprobs(model(prompt)[0, -1], **options).exp()
     z = (drawn.bincount(minlength=7) / n - exact) / (exact * (1 - exact) / n).sqrt().clamp(min=1e-9)
     assert z.abs().max() < 4
 
 
 @pytest.mark.parametrize("form", ["modern", "gpt2"])
-@pytest.mark.parametrize("n_new", [3, 7, 25])                           # within the context of 8, at its end, and far past it
+@pytest.mark.parametrize("n_new", [3, 7, 25])   # within the context of 8, at its end, far past it
 def test_cache_changes_nothing(form, n_new):
     model, prompt = sharp_gpt(form), torch.tensor([[1, 2, 3], [4, 5, 6]])
     runs = []
     for use_cache in (True, False):
-        steps = list(stream(model, prompt, n_new, generator=torch.Generator().manual_seed(6), use_cache=use_cache))
+        generator = torch.Generator().manual_seed(6)
+        steps = list(stream(model, prompt, n_new, generator=generator, use_cache=use_cache))
         runs.append((torch.stack([s[0] for s in steps]), torch.stack([s[1] for s in steps])))
     assert torch.equal(runs[0][0], runs[1][0])
     torch.testing.assert_close(runs[0][1], runs[1][1], atol=1e-10, rtol=0)
@@ -89,23 +97,27 @@ def test_cache_changes_nothing(form, n_new):
 def test_window_moves_by_half_and_the_logits_are_those_of_the_window():
     model, text = sharp_gpt(), [1, 2, 3]
     start = 0
-    for new, logprobs in stream(model, torch.tensor([text]), 20, generator=torch.Generator().manual_seed(7)):
+    generator = torch.Generator().manual_seed(7)
+    for new, logprobs in stream(model, torch.tensor([text]), 20, generator=generator):
         if len(text) - start > 8:
             start = len(text) - 4
-        torch.testing.assert_close(logprobs[0], model(torch.tensor([text[start:]]))[0, -1].log_softmax(-1), atol=1e-10, rtol=0)
+        expected = model(torch.tensor([text[start:]]))[0, -1].log_softmax(-1)
+        torch.testing.assert_close(logprobs[0], expected, atol=1e-10, rtol=0)
         text.append(new.item())
 
 
 def test_greedy_takes_the_argmax():
     model, tokens = sharp_gpt(), torch.tensor([[1, 2]])
     for _ in range(5):
-        tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], dim=1)
+        best = model(tokens)[:, -1].argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, best], dim=1)
     assert torch.equal(generate(model, torch.tensor([[1, 2]]), 5, temperature=0), tokens)
 
 
 def test_one_seed_one_text():
     model, prompt = sharp_gpt(), torch.tensor([[1]])
-    a, b = (generate(model, prompt, 7, generator=torch.Generator().manual_seed(8)) for _ in range(2))
+    a, b = (generate(model, prompt, 7, generator=torch.Generator().manual_seed(8))
+            for _ in range(2))
     assert torch.equal(a, b)
 
 
@@ -137,9 +149,11 @@ def listed(model, prompt, n, stop=None):
 def test_a_full_beam_finds_the_best_of_all(stop):
     for seed in range(3):
         model = sharp_gpt(seed=seed)
-        answers = listed(model, [2, 1, 2], 3, stop)                     # the prompt ends in the stop token: that must not count as an end
+        # The prompt ends in the stop token, which must not count as an end.
+        answers = listed(model, [2, 1, 2], 3, stop)
         best = sorted(answers.items(), key=lambda item: -item[1])
-        sequences, scores = beam_search(model, torch.tensor([[2, 1, 2]]), 3, n_beams=49, stop_token=stop)
+        prompt = torch.tensor([[2, 1, 2]])
+        sequences, scores = beam_search(model, prompt, 3, n_beams=49, stop_token=stop)
         assert scores[0].item() == pytest.approx(best[0][1], abs=1e-9)
         assert tuple(sequences[0, 3:].tolist())[:len(best[0][0])] == best[0][0]
         for sequence, score in zip(sequences[:10, 3:].tolist(), scores):
@@ -168,28 +182,59 @@ def test_beam_with_and_without_cache_agree():
             return self.model(tokens)
 
     model = sharp_gpt()
-    a, b = (beam_search(m, torch.tensor([[1, 2]]), 6, n_beams=5, stop_token=3) for m in (model, NoCache(model)))
+    a, b = (beam_search(m, torch.tensor([[1, 2]]), 6, n_beams=5, stop_token=3)
+            for m in (model, NoCache(model)))
     assert torch.equal(a[0], b[0])
     torch.testing.assert_close(a[1], b[1], atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"temperature": -1}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_p": 0}, "top_p"), ({"top_p": 1.5}, "top_p"),
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("probabilities, top_p, n_kept", [
+    ([0.5, 0.3, 0.1, 0.1], 0.8, 2), ([0.25] * 4, 0.5, 2), ([0.4, 0.3, 0.2, 0.1], 0.9, 3),
+    ([0.6, 0.2, 0.1, 0.1], 0.8, 2), ([0.5, 0.5], 0.5, 1), ([0.1, 0.2, 0.7], 0.7, 1),
+    ([0.5, 0.3, 0.1, 0.1], 0.8001, 3), ([0.5, 0.3, 0.1, 0.1], 0.7999, 2),
 ])
-def test_bad_options_say_why(options, message):
-    with pytest.raises(ValueError, match=message):
-        generate(sharp_gpt(), torch.tensor([[1]]), 1, **options)
+def test_top_p_keeps_no_token_too_many_where_the_sum_is_exactly_p(
+    dtype, probabilities, top_p, n_kept,
+):
+    logits = torch.tensor(probabilities, dtype=torch.float64).log().to(dtype)
+    assert sampling_logprobs(logits, top_p=top_p).isfinite().sum() == n_kept
+
+
+INFINITY, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize("name, legal, illegal", [
+    ("temperature", [0, 1e-6, 3, 1e6], [-1e-9, -1, NAN, INFINITY, -INFINITY, "1", None, True]),
+    ("top_k", [None, 1, 7, 10**9], [0, -3, 2.0, NAN, INFINITY, "2", True]),
+    ("top_p", [None, 1e-9, 0.5, 1, 1.0], [0, -0.1, 1.0001, NAN, INFINITY, "0.5", False]),
+])
+def test_options_that_have_no_meaning_are_refused_in_one_line(name, legal, illegal):
+    model, prompt = sharp_gpt(), torch.tensor([[1]])
+    for value in legal:
+        assert generate(model, prompt, 2, **{name: value}).shape == (1, 3)
+    for value in illegal:
+        with pytest.raises(ValueError, match=rf"^{name} must .*, not {value!r}$"):
+            generate(model, prompt, 2, **{name: value})
 
 
 def test_bad_prompts_say_why():
+    model = sharp_gpt()
     with pytest.raises(ValueError, match="prompt has 9 tokens and the context holds 8"):
-        generate(sharp_gpt(), torch.zeros(1, 9, dtype=torch.long), 1)
+        generate(model, torch.zeros(1, 9, dtype=torch.long), 1)
+    assert generate(model, torch.zeros(1, 8, dtype=torch.long), 1).shape == (1, 9)
     with pytest.raises(ValueError, match="at least one token"):
-        generate(sharp_gpt(), torch.zeros(1, 0, dtype=torch.long), 1)
+        generate(model, torch.zeros(1, 0, dtype=torch.long), 1)
+    with pytest.raises(ValueError, match="max_new_tokens must be 0 or more, not -1"):
+        generate(model, torch.zeros(1, 3, dtype=torch.long), -1)
+    assert generate(model, torch.zeros(1, 3, dtype=torch.long), 0).shape == (1, 3)
     with pytest.raises(ValueError, match="one prompt"):
-        beam_search(sharp_gpt(), torch.zeros(2, 3, dtype=torch.long), 1, 2)
-    with pytest.raises(ValueError, match="do not fit"):
-        beam_search(sharp_gpt(), torch.zeros(1, 3, dtype=torch.long), 9, 2)
+        beam_search(model, torch.zeros(2, 3, dtype=torch.long), 1, 2)
+    with pytest.raises(ValueError, match="n_beams must be at least 1, not 0"):
+        beam_search(model, torch.zeros(1, 3, dtype=torch.long), 1, 0)
+    assert beam_search(model, torch.zeros(1, 3, dtype=torch.long), 6, 1)[0].shape == (1, 9)
+    with pytest.raises(ValueError, match="3 prompt tokens and 7 new ones do not fit"):
+        beam_search(model, torch.zeros(1, 3, dtype=torch.long), 7, 2)
 
 
 # ---- prompts of several lengths ----
@@ -198,50 +243,57 @@ def test_bad_prompts_say_why():
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_prompts_padded_on_the_left_are_continued_as_each_would_be_alone(form, use_cache):
     model, prompts = sharp_gpt(form), [[3], [1, 5, 2, 6], [4, 4], [0, 6, 1]]
-    tokens, mask = left_pad(prompts, pad_token=0)
-    together = generate(model, tokens, 4, temperature=0, mask=mask, use_cache=use_cache)
-    alone = [generate(model, torch.tensor([p]), 4, temperature=0)[0, len(p):].tolist() for p in prompts]
-    assert together[:, 4:].tolist() == alone
-    steps = [logprobs for _, logprobs in stream(model, tokens, 4, temperature=0.9, generator=torch.Generator().manual_seed(1), mask=mask, use_cache=use_cache)]
-    drawn = generate(model, tokens, 4, temperature=0.9, generator=torch.Generator().manual_seed(1), mask=mask, use_cache=use_cache)[:, 4:]
+    tokens, mask = pad(prompts, side="left", value=0)
+    options = {"mask": mask, "use_cache": use_cache}
+    together = generate(model, tokens, 4, temperature=0, **options)
+    alone = [generate(model, torch.tensor([p]), 4, temperature=0)[0, len(p):] for p in prompts]
+    assert together[:, 4:].tolist() == [row.tolist() for row in alone]
+
+    steps = list(stream(model, tokens, 4, 0.9, generator=torch.Generator().manual_seed(1),
+                        **options))
     for row, prompt in enumerate(prompts):
-        text = prompt + drawn[row].tolist()
-        by_hand = (model(torch.tensor([text]))[0, len(prompt) - 1:-1] / 0.9).log_softmax(-1)
-        torch.testing.assert_close(torch.stack([step[row] for step in steps]), by_hand.detach(), atol=1e-10, rtol=0)
-    _, unmasked = next(stream(model, tokens, 1, temperature=0.9, use_cache=use_cache))
-    error = (unmasked - steps[0]).abs().amax(1)
-    assert error[[0, 2, 3]].min() > 0.01 and error[1] < 1e-10           # there was something to hide, but not from the longest
+        text = torch.tensor([prompt + [new[row].item() for new, _ in steps]])
+        by_hand = (model(text)[0, len(prompt) - 1:-1] / 0.9).log_softmax(-1).detach()
+        found = torch.stack([logprobs[row] for _, logprobs in steps])
+        torch.testing.assert_close(found, by_hand, atol=1e-10, rtol=0)
+
+    # Without the mask the padded rows differ, and the longest row does not.
+    _, unmasked = next(stream(model, tokens, 1, 0.9, use_cache=use_cache))
+    error = (unmasked - steps[0][1]).abs().amax(1)
+    assert error[[0, 2, 3]].min() > 0.01 and error[1] < 1e-10
 
 
 def test_padding_is_forgotten_when_the_context_slides_past_it():
     model = sharp_gpt(context_length=8)
-    tokens, mask = left_pad([[3], [1, 5, 2, 6, 0]], pad_token=0)
-    cached, plain = (generate(model, tokens, 20, temperature=0, mask=mask, use_cache=c) for c in (True, False))
+    tokens, mask = pad([[3], [1, 5, 2, 6, 0]], side="left", value=0)
+    cached, plain = (generate(model, tokens, 20, temperature=0, mask=mask, use_cache=use_cache)
+                     for use_cache in (True, False))
     assert torch.equal(cached, plain)
     alone = generate(model, tokens[1:], 20, temperature=0)
-    assert torch.equal(cached[1], alone[0])                             # its window is the batch's
-    start, row = 0, cached[0].tolist()                                  # [pad, pad, pad, pad, 3, …]
+    assert torch.equal(cached[1], alone[0])             # its window is that of the batch
+    start, row = 0, cached[0].tolist()                  # [pad, pad, pad, pad, 3, …]
     for end in range(5, 25):
-        start = end - 4 if end - start > 8 else start                   # half of the context is kept
-        assert row[end] == model(torch.tensor([row[max(start, 4):end]]))[0, -1].argmax().item()
+        start = end - 4 if end - start > 8 else start   # half of the context is kept
+        seen = torch.tensor([row[max(start, 4):end]])
+        assert row[end] == model(seen)[0, -1].argmax().item()
 
 
-@pytest.mark.parametrize("mask", [[[True, False]], [[False, False]], [[True, True, True]], [[True], [True]]])
+@pytest.mark.parametrize("mask", [[[True, False]], [[False, False]]])
 def test_a_mask_that_is_not_padding_on_the_left_is_refused(mask):
-    with pytest.raises(ValueError, match="left_pad makes both"):
+    with pytest.raises(ValueError, match="False only for padding on the left"):
         generate(sharp_gpt(), torch.tensor([[1, 2]]), 1, mask=torch.tensor(mask))
 
 
-@pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
-def test_an_empty_prompt_cannot_be_padded(prompts):
-    with pytest.raises(ValueError, match="at least one"):
-        left_pad(prompts, 0)
+@pytest.mark.parametrize("mask", [[[True, True, True]], [[True], [True]], [[1, 1]], [[0.0, 1.0]]])
+def test_a_mask_of_another_shape_or_type_is_refused(mask):
+    with pytest.raises(ValueError, match="mask is"):
+        generate(sharp_gpt(), torch.tensor([[1, 2]]), 1, mask=torch.tensor(mask))
 
 
 def test_a_model_without_masks_takes_prompts_of_one_length_only():
     table = Table(3, 6, 3)
-    tokens, mask = left_pad([[1], [2, 1]], 0)
+    tokens, mask = pad([[1], [2, 1]], side="left", value=0)
     with pytest.raises(ValueError, match="Table takes no mask"):
         generate(table, tokens, 2, mask=mask)
-    tokens, mask = left_pad([[1, 2], [2, 1]], 0)                        # nothing is padded
+    tokens, mask = pad([[1, 2], [2, 1]], side="left", value=0)          # nothing is padded
     assert generate(table, tokens, 2, mask=mask).shape == (2, 4)

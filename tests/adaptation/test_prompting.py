@@ -11,8 +11,9 @@ from minigpt.adaptation.prompting import (
     score_candidates,
     substitute,
 )
-from minigpt.generation import generate, left_pad, stream
+from minigpt.generation import generate, stream
 from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.text.padding import pad
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import causal_loss
 
@@ -181,7 +182,7 @@ def test_prompts_of_several_lengths_behind_a_soft_prompt():
     """Padding stands between the soft prompt and the words, and nobody sees it."""
     gpt = make("modern")
     soft = SoftPrompt(gpt, gpt.token_embedding.weight[:2])
-    tokens, mask = left_pad([[3], [1, 4, 2]], 0)
+    tokens, mask = pad([[3], [1, 4, 2]], side="left", value=0)
     for use_cache in (True, False):
         written = generate(soft, tokens, 3, temperature=0, mask=mask, use_cache=use_cache)[:, 3:].tolist()
         assert written == [generate(soft, torch.tensor([p]), 3, temperature=0)[0, len(p):].tolist() for p in ([3], [1, 4, 2])]
