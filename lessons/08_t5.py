@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from fractions import Fraction
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from lessons.course import Lesson
 from minigpt import plotting
@@ -23,6 +22,7 @@ from minigpt.generation import generate
 from minigpt.models.counting import count_parameters
 from minigpt.models.positions import relative_buckets
 from minigpt.models.t5 import START, T5, T5Config, decoder_inputs
+from minigpt.text.padding import pad
 from minigpt.text.spans import (
     corrupt_spans,
     expected_lengths,
@@ -31,6 +31,7 @@ from minigpt.text.spans import (
     span_mask,
     split_at_sentinels,
 )
+from minigpt.text.tokenizers import WordTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy, next_token_loss
 from minigpt.training.optimizers import Muon, make_adamw
@@ -49,10 +50,11 @@ PAD, END = 0, 1
 
 # %%
 sentence = "Thank you for inviting me to your party last week .".split()
-names = ["<pad>", "</s>", *sentence, "<Z>", "<Y>", "<X>"]
+first, last = ["<pad>", "</s>"], ["<Z>", "<Y>", "<X>"]
+words = WordTokenizer([*first, *sentence, *last], special_tokens=[*first, *last])
 dropped = [word in ("for", "inviting", "last") for word in sentence]
-pair = corrupt_spans([names.index(word) for word in sentence], dropped, len(names), END)
-source, target = (" ".join(names[i] for i in side) for side in pair)
+pair = corrupt_spans(words.encode(sentence), dropped, words.vocab_size, END)
+source, target = (words.decode(side) for side in pair)
 print(f"  input    {source}\n  target   {target}")
 figure_2 = ["Thank you <X> me to your party <Y> week . </s>", "<X> for inviting <Y> last <Z> </s>"]
 lesson.check("input and target are those of fig. 2", [source, target], figure_2, atol=0, source="C, D: span corruption")
@@ -320,16 +322,17 @@ tasks = {                                                                       
 }
 texts = [text for name, both in tasks.items() for pairs in both for question, answer in pairs for text in (f"{name}: {question}", answer)]
 words = sorted({word for text in texts for word in tokens(" " + text)})
-names = [" <pad>", " </s>", *words, *(f" <extra_id_{i}>" for i in (3, 2, 1, 0))]
-ids, V = {name: i for i, name in enumerate(names)}, len(names)
+first, last = [" <pad>", " </s>"], [f" <extra_id_{i}>" for i in (3, 2, 1, 0)]
+tokenizer = WordTokenizer([*first, *words, *last], special_tokens=[*first, *last], keep_spaces=True)
+V = tokenizer.vocab_size
 
 
 def encode(text):
-    return [ids[word] for word in tokens(" " + text)]
+    return tokenizer.encode(" " + text)
 
 
 def decode(row):
-    return "".join(names[i] for i in row).strip()
+    return tokenizer.decode(row).strip()
 
 
 to_learn, to_judge = ({name: [(encode(f"{name}: {question}") + [END], encode(answer) + [END]) for question, answer in both[side]]
@@ -353,8 +356,7 @@ def drop_spans(tales, generator):
 
 def padded(pairs):
     """[(source, target)] -> (B, S), (B, T)"""
-    sides = ([torch.tensor(row) for row in side] for side in zip(*pairs))
-    return [pad_sequence(rows, batch_first=True, padding_value=PAD).to(lesson.device) for rows in sides]
+    return [pad(rows, side="right", value=PAD)[0].to(lesson.device) for rows in zip(*pairs)]
 
 
 def loss(model, groups):

@@ -35,6 +35,7 @@ from minigpt.models.long_attention import (
     random_rotations,
     score_entries,
 )
+from minigpt.text.tokenizers import WordTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
 from minigpt.worlds.grammar import Grammar, tokens
@@ -433,8 +434,7 @@ TALK = Grammar({"talk": ["They [laughed|quarrelled|talked] about [birds|bread|di
                          "The [clock|door|kettle|lamp|window] was [broken|loud|old|open]."]})
 VALUES = {kind: list(POOLS[pool]) for kind, pool in DECISIONS.items()}
 talk = [[word.strip() for word in tokens(sentence)] for sentence in TALK.sample_many(2000, seed=lesson.seed)]
-vocabulary = sorted({word for sentence in talk for word in sentence} | set(DECISIONS).union(*VALUES.values()) | {"Decided", ":", ".", "δ"})
-ids = {word: i for i, word in enumerate(vocabulary)}
+tokenizer = WordTokenizer.train([word for words in (*talk, DECISIONS, *VALUES.values(), ("Decided", ":", ".", "δ")) for word in words])
 ASKED = 2 * len(DECISIONS)                                                              # the summary: a kind and its value, six times
 unread = sum(math.log2(len(values)) for values in VALUES.values())
 chance = sum(1 / len(values) for values in VALUES.values()) / len(VALUES)
@@ -463,13 +463,13 @@ def documents(n, length, seed):
     """(n, length) word numbers and (n, 6) places."""
     generator = torch.Generator().manual_seed(seed)
     written = [document(length, generator) for _ in range(n)]
-    return torch.tensor([[ids[word] for word in words] for words, _ in written]), torch.tensor([places for _, places in written])
+    return torch.tensor([tokenizer.encode(words) for words, _ in written]), torch.tensor([places for _, places in written])
 
 
 shown = document(96, torch.Generator().manual_seed(lesson.seed))[0]
 minutes, summary = " ".join(shown).replace(" .", ".").replace(" :", ":").replace("Decided", "DECIDED").split(" δ")
 print(textwrap.fill(minutes, 140, initial_indent="    ", subsequent_indent="    ") + "\n    δ" + summary)
-print(f"    {len(vocabulary)} words; a summary costs {unread:.1f} bits unread, 0 read; a guess is right in {chance:.1%}")
+print(f"    {tokenizer.vocab_size} words; a summary costs {unread:.1f} bits unread, 0 read; a guess is right in {chance:.1%}")
 
 # %% [markdown]
 # A budget: the entries of the score matrices, all layers summed, for one head. For those papers it was a budget of memory; for full
@@ -514,7 +514,7 @@ def judge(model, test):
 
 def train_on_documents(layers, window, n_stages=4, **options):
     """A GPT with these layers that reads the newest `window` tokens, trained on the first stages."""
-    config = GPTConfig.modern(len(vocabulary), stages[n_stages - 1][0], n_layers=len(layers), n_heads=2, d_model=64)
+    config = GPTConfig.modern(tokenizer.vocab_size, stages[n_stages - 1][0], n_layers=len(layers), n_heads=2, d_model=64)
     model = long_gpt(config, layers, BLOCK, generator=torch.Generator().manual_seed(lesson.seed), **options).to(lesson.device)
     model.window = window
     if "H" in layers:                                                                   # part 9: trained without hashing

@@ -24,11 +24,13 @@ from minigpt.adaptation.finetuning import (
     entailment,
     finetuning_loss,
     multiple_choice,
-    pad,
+    pad_examples,
     similarity,
 )
 from minigpt.models.counting import count_parameters
 from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.text.padding import pad
+from minigpt.text.tokenizers import WordTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bits, causal_loss
 from minigpt.worlds import reviews
@@ -90,15 +92,15 @@ for stance in (FOR, AGAINST):
 # reviews. It knows nothing of tasks.
 
 # %%
-WORDS = ["∎", *sorted({word for review in reading for sentence in review for word in sentence})]
-NUMBER = {word: i for i, word in enumerate(WORDS)}
-V = len(WORDS)
+words = [word for review in reading for sentence in review for word in sentence]
+tokenizer = WordTokenizer.train(words, special_tokens=["∎"], keep_spaces=True)
+MARK, V = tokenizer.special_tokens["∎"], tokenizer.vocab_size
 SPECIAL = SpecialTokens(start=V, delimiter=V + 1, extract=V + 2)        # rows that W_e does not have yet
-NAMES = [*WORDS, "[start]", "[delimiter]", "[extract]"]
+NAMES = [*tokenizer.vocabulary, "[start]", "[delimiter]", "[extract]"]
 
 
 def encode(*parts):
-    return [NUMBER[word] for part in parts for word in part]
+    return tokenizer.encode([word for part in parts for word in part])
 
 
 # %% [markdown]
@@ -175,7 +177,7 @@ examples = {
 for task, (n_classes, batch) in examples.items():
     model = tiny(n_classes)
     with torch.no_grad():
-        got = model(*pad(batch)).softmax(-1)
+        got = model(*pad_examples(batch)).softmax(-1)
     by_hand = [probabilities(model, sequences) for sequences in batch]
     lesson.check(f"P(y|x) = softmax(h W_y), {task}", got, by_hand, atol=1e-9, source="A; Radford 2018, eq. 3")
 
@@ -185,8 +187,8 @@ for task, (n_classes, batch) in examples.items():
 
 # %%
 model = tiny(2)
-there = pad([similarity(x, y, SPECIAL) for x, y in zip(firsts, feelings)])
-back = pad([similarity(y, x, SPECIAL) for x, y in zip(firsts, feelings)])
+there = pad_examples([similarity(x, y, SPECIAL) for x, y in zip(firsts, feelings)])
+back = pad_examples([similarity(y, x, SPECIAL) for x, y in zip(firsts, feelings)])
 pair, mask = there
 with torch.no_grad():
     lesson.check("similarity(A, B) = similarity(B, A)", model(*there), model(*back), atol=1e-12, source="A; Radford 2018, §3.3")
@@ -211,7 +213,7 @@ for sequence in (sequence for sequences in batch for sequence in sequences):
         with torch.no_grad():
             costs.append(-math.log(softmax(model.gpt(torch.tensor([sequence[:t]]))[0, -1].tolist())[sequence[t]]))
 L1 = sum(costs) / len(costs)
-padded = (*pad(batch), torch.tensor(labels))
+padded = (*pad_examples(batch), torch.tensor(labels))
 L3 = finetuning_loss(model, *padded, language_weight=λ)
 lesson.check("L₃ = L₂ + λ L₁, token by token", L3, L2 + λ * L1, atol=1e-9, source="A; Radford 2018, eq. 5")
 L3.backward()
@@ -232,17 +234,13 @@ lesson.check("∇L₃ along a random direction = (L₃(θ + hd) − L₃(θ − 
 # A GPT reads the reviews, without labels, as in lesson 06. The grammar's entropy is the floor again.
 
 # %%
-def with_marks(review):
-    return torch.tensor([NUMBER["∎"], *encode(*review), NUMBER["∎"]])
+def reading_loss(model, batch):
+    rows, counts = (x.to(lesson.device) for x in batch)                 # (B, T) each
+    return causal_loss(model(rows), rows, counts)
 
 
-def reading_loss(model, rows):
-    rows = rows[:, :int((rows >= 0).sum(1).max())].to(lesson.device)    # −1 pads
-    return causal_loss(model(rows.clamp(min=0)), rows.clamp(min=0), rows >= 0)
-
-
-corpus, judged = (torch.nn.utils.rnn.pad_sequence([with_marks(review) for review in part], batch_first=True, padding_value=-1)
-                  for part in (reading, fresh))                         # (reviews, longest)
+corpus, unread = ([[MARK, *encode(*review), MARK] for review in part] for part in (reading, fresh))
+judged = pad(unread, side="right", value=MARK)                          # (reviews, longest) each
 exact_bits = 1 + sum(GRAMMARS[stance].surprisal("".join(sum(review, ()))) for review, stance in zip(fresh, stances)) / len(fresh)
 CONFIG = GPTConfig.modern(V, context_length=96, n_layers=2, n_heads=4, d_model=64)
 gpt = GPT(CONFIG, lesson.generator).to(lesson.device)
@@ -252,12 +250,13 @@ print(f"  {count_parameters(gpt):,} parameters, {len(reading):,} reviews, {confi
 
 
 def next_reviews(generator):
-    return corpus[torch.randint(len(corpus), (32,), generator=generator)]
+    drawn = torch.randint(len(corpus), (32,), generator=generator).tolist()
+    return pad([corpus[i] for i in drawn], side="right", value=MARK)
 
 
 def review_bits(model):
     nats = reading_loss(model, judged).item()
-    return {"val_loss": bits(nats) * int((judged[:, 1:] >= 0).sum()) / len(fresh)}
+    return {"val_loss": bits(nats) * int(judged[1][:, 1:].sum()) / len(fresh)}
 
 
 def on_row(row):
@@ -314,7 +313,7 @@ def accuracy(model, batch):
 def judged_reviews(n, generator):
     """n reviewers' two looks, as a batch for classification."""
     drawn, labels = draw_reviews(n, generator)
-    return *pad([classification(encode(*review[:2]), SPECIAL) for review in drawn]), torch.tensor(labels)
+    return *pad_examples([classification(encode(*review[:2]), SPECIAL) for review in drawn]), torch.tensor(labels)
 
 
 SIZES = lesson.pick(full=(8, 32, 128, 512), quick=(8, 32))
@@ -447,7 +446,7 @@ for task, (draw_task, n_classes) in TASKS.items():
     print(f"\n  {task}, answer {answers[0]}:")
     for sequence in drawn[0]:
         print("    " + "".join(NAMES[token] for token in sequence))
-    batch, test = (*pad(drawn), torch.tensor(answers)), (*pad(tried), torch.tensor(truths))
+    batch, test = (*pad_examples(drawn), torch.tensor(answers)), (*pad_examples(tried), torch.tensor(truths))
     results[task], by_heart = [], []
     for base in (gpt, GPT(CONFIG, torch.Generator().manual_seed(lesson.seed)).to(lesson.device)):
         model = learn(base, n_classes, batch, TASK_STEPS, 0.5, lesson.seed)
