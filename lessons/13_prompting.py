@@ -32,6 +32,8 @@ from minigpt.adaptation.prompting import (
 )
 from minigpt.models.counting import count_parameters
 from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.text.padding import pad
+from minigpt.text.tokenizers import WordTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import causal_loss, cross_entropy, token_logprobs
 from minigpt.worlds.grammar import Grammar, alike, tokens
@@ -124,27 +126,22 @@ def is_held_out(text):
 
 written = FITTING.sample_many(lesson.pick(full=3_000, quick=1_000), seed=lesson.seed)
 training, held_out = [text for text in written if not is_held_out(text)], sorted({text for text in written if is_held_out(text)})
-END = "<end>"
-words = [END, *sorted({word for text in written for word in tokens(text)} | {" it"})]
-number = {word: i for i, word in enumerate(words)}
-
-
-def encode(text):
-    return [number[word] for word in tokens(text)]
-
-
-rows = [torch.tensor([number[END], *encode(text), number[END]]) for text in training]
-sentences = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)        # (sentences, longest)
-print(f"  {len(training)} sentences to train on, {len(held_out)} with pairs never seen, {len(words)} words; for example\n    "
+words = [word for text in (*written, " it") for word in tokens(text)]
+tokenizer = WordTokenizer.train(words, special_tokens=["<end>"], keep_spaces=True)
+encode, END = tokenizer.encode, tokenizer.special_tokens["<end>"]
+sentences, counts = pad([[END, *encode(text), END] for text in training], side="right", value=END)      # (sentences, longest)
+print(f"  {len(training)} sentences to train on, {len(held_out)} with pairs never seen, {tokenizer.vocab_size} words; for example\n    "
       + "\n    ".join(training[:3]))
 
 
 def sentence_loss(model, batch):
-    return causal_loss(model(batch.clamp(min=0)), batch.clamp(min=0), batch >= 0)
+    rows, counted = (x.to(lesson.device) for x in batch)                # (B, T) each
+    return causal_loss(model(rows), rows, counted)
 
 
 def next_sentences(generator):
-    return sentences[torch.randint(len(sentences), (32,), generator=generator)].to(lesson.device)
+    drawn = torch.randint(len(sentences), (32,), generator=generator)
+    return sentences[drawn], counts[drawn]
 
 
 def questions(texts):
@@ -158,11 +155,11 @@ def coreference(model):
     """The share of held-out sentences in which the likelier reading is the right one."""
     hits = []
     for text, pair, right in questions(held_out):
-        hits.append(resolve_pronoun(model, encode, text, pair, number[END]).argmax().item() == right)
+        hits.append(resolve_pronoun(model, encode, text, pair, END).argmax().item() == right)
     return {"accuracy": sum(hits) / len(hits)}
 
 
-architecture = GPTConfig(len(words), sentences.size(1), n_layers=2, n_heads=4, d_model=32, positions="rotary", norm="rms", bias=False)
+architecture = GPTConfig(tokenizer.vocab_size, sentences.size(1), n_layers=2, n_heads=4, d_model=32, positions="rotary", norm="rms", bias=False)
 reader = GPT(architecture, lesson.generator).to(lesson.device)
 config = TrainingConfig(max_steps=lesson.pick(full=600, quick=50), learning_rate=2e-3, weight_decay=0.0, optimizer="muon",
                         evaluate_every=lesson.pick(full=100, quick=50), seed=lesson.seed)
@@ -175,8 +172,8 @@ def on_row(row):
 history = train(reader, next_sentences, sentence_loss, config, coreference, on_row=on_row)
 
 text, pair, _ = next(questions(["The trophy did not fit into the suitcase because the trophy was too big."]))
-by_hand = [sum(logprob_by_hand(reader, [number[END]], [*encode(s), number[END]])) for s in substitute(text, pair)]
-lesson.check("P(sentence), whole batch = word by word", resolve_pronoun(reader, encode, text, pair, number[END]), by_hand,
+by_hand = [sum(logprob_by_hand(reader, [END], [*encode(s), END])) for s in substitute(text, pair)]
+lesson.check("P(sentence), whole batch = word by word", resolve_pronoun(reader, encode, text, pair, END), by_hand,
              atol=1e-4, source="C: coreference by argmax P(sentence)")
 untrained, trained = history[0]["accuracy"], history[-1]["accuracy"]
 lesson.claim("before training the pronoun is a coin toss, after it at least 90 % are resolved", 0.4 < untrained < 0.6 and trained >= 0.9,
@@ -192,7 +189,7 @@ lesson.claim("before training the pronoun is a coin toss, after it at least 90 %
 fig, axes = plotting.figure(9, 3.6)
 for i, adjective in enumerate(("big", "small")):
     readings = substitute(f"The trophy did not fit into the suitcase because it was too {adjective}.", pair)
-    both = torch.tensor([[number[END], *encode(s)] for s in readings], device=lesson.device)                    # (2, T)
+    both = torch.tensor([[END, *encode(s)] for s in readings], device=lesson.device)                    # (2, T)
     with torch.no_grad():
         trophy, suitcase = token_logprobs(reader(both), both)                                                   # (T − 1) each
     places = torch.arange(len(trophy)) + (i - 0.5) * 0.36
@@ -217,9 +214,8 @@ lesson.figure(fig, "coreference")
 ENGLISH = "sea sun fire tree bird stone milk road".split()
 INVENTED = "lof miv ruk tas dop gin wel zan".split()
 n_words, SHOTS = len(ENGLISH), 12
-dictionary = [f"{word}=" for word in ENGLISH] + INVENTED + ["Translate:"]               # a word and its "=" are one token
-token_of = {word: i for i, word in enumerate(dictionary)}
-START = token_of["Translate:"]
+dictionary = WordTokenizer([f"{word}=" for word in ENGLISH] + INVENTED + ["Translate:"])         # a word and its "=" are one token
+START, = dictionary.encode("Translate:")
 
 
 def languages(n, generator):
@@ -246,7 +242,7 @@ def answer_loss(model, texts):
     return cross_entropy(model(texts)[:, 1::2], texts[:, 2::2])
 
 
-print("  " + "\n  ".join(" ".join(dictionary[t] for t in text[:17]) + " …" for text in next_texts(lesson.generator)[:3].tolist()))
+print("  " + "\n  ".join(dictionary.decode(text[:17]) + " …" for text in next_texts(lesson.generator)[:3].tolist()))
 
 # %% [markdown]
 # How well can this be done at all? Let a text use 4 of the words, and let k examples have shown D different ones. The word asked has been
@@ -305,7 +301,7 @@ models, curves = {}, {}
 for name, shape in sizes.items():
     config = TrainingConfig(max_steps=lesson.pick(full=1_800, quick=60), learning_rate=2e-3, weight_decay=0.0, optimizer="muon",
                             evaluate_every=lesson.pick(full=180, quick=30), seed=lesson.seed)
-    architecture = GPTConfig(len(dictionary), 40, positions="rotary", norm="rms", bias=False, **shape)
+    architecture = GPTConfig(dictionary.vocab_size, 40, positions="rotary", norm="rms", bias=False, **shape)
     models[name] = GPT(architecture, lesson.generator).to(lesson.device)
     curves[name] = train(models[name], next_texts, answer_loss, config, accuracy_by_shots)
     print(f"  {name}, {count_parameters(models[name]):,} parameters: nats an answer "
@@ -352,11 +348,11 @@ lesson.figure(fig, "few_shot")
 
 # %%
 language = languages(1, lesson.generator)[0].tolist()
-translation = {word: dictionary[language[i]] for i, word in enumerate(ENGLISH)}
+translation = {word: dictionary.vocabulary[language[i]] for i, word in enumerate(ENGLISH)}
 for k in (0, 1, 3):
     shots = [(word, translation[word]) for word in ("tree", "sun", "milk")[:k]][::-1]
     prompt = few_shot_prompt("sun", shots, "Translate:", between="=", separator=" ")
-    in_tokens, candidates = [token_of[word] for word in prompt.split()], [[token_of[word]] for word in INVENTED]
+    in_tokens, candidates = dictionary.encode(prompt.split()), [dictionary.encode(word) for word in INVENTED]
     scores = score_candidates(models["large"], in_tokens, candidates).exp()
     right = translation["sun"]
     print(f"  {prompt:<45} {INVENTED[scores.argmax()]}, P = {scores.max():.2f}   (right: {right}, P = {scores[INVENTED.index(right)]:.2f})")
@@ -670,7 +666,7 @@ cosines = nn.functional.cosine_similarity(soft_prompt.embeddings[:, None], embed
 for i, row in enumerate(cosines.tolist()):
     nearest = sorted(range(len(row)), key=lambda t: -row[t])[:3]
     print(f"  vector {i + 1}, {soft_prompt.embeddings[i].norm() / embedding.norm(dim=1).mean():.1f} times as long as a word, is nearest to "
-          + ", ".join(f"{dictionary[t]!r} (cosine {row[t]:.2f})" for t in nearest))
+          + ", ".join(f"{dictionary.vocabulary[t]!r} (cosine {row[t]:.2f})" for t in nearest))
 
 # %%
 lesson.end()
