@@ -20,7 +20,13 @@ from torch import nn
 
 from lessons.course import Lesson
 from minigpt import plotting
-from minigpt.alignment.dpo import DPO, dpo_loss, implicit_reward, score_pairs
+from minigpt.alignment.dpo import (
+    dpo_loss,
+    dpo_metrics,
+    implicit_reward,
+    make_dpo_loss,
+    score_pairs,
+)
 from minigpt.alignment.exact import (
     Table,
     answer_logprobs,
@@ -247,10 +253,18 @@ def fresh_pairs(source, n):
 
 
 policy = copy.deepcopy(waiter).requires_grad_(True)
-dpo = DPO(waiter, BETA)
+watched = torch.Generator().manual_seed(2000 + lesson.seed)
+
+
+def watch(policy):
+    """KL(π‖π*) by listing, and DPO's metrics on new pairs that no step uses."""
+    pairs = fresh_pairs(policy, PAIRS)(watched)
+    return to_goal(policy) | dpo_metrics(policy, waiter, pairs, BETA) | labels
+
+
 config = TrainingConfig(max_steps=lesson.pick(900, 40), learning_rate=7e-3, weight_decay=0.0, optimizer="muon", evaluate_every=20,
                         seed=lesson.seed)
-online = [row | dpo.seen | labels for row in train(policy, fresh_pairs(policy, PAIRS), dpo.loss, config, to_goal)]
+online = train(policy, fresh_pairs(policy, PAIRS), make_dpo_loss(waiter, BETA), config, watch)
 pairs_judged = online[-1]["step"] * PAIRS
 way = " → ".join(f"{row['to_goal']:.3f}" for row in online[::max(1, len(online) // 8)])
 print(f"    KL(π‖π*): {way}, after {pairs_judged:,} pairs, which are {2 * pairs_judged:,} replies")
@@ -307,7 +321,6 @@ lesson.claim("three answers: the margin rises at every step, and the preferred a
 # %%
 bought = fresh_pairs(waiter, 200)(torch.Generator().manual_seed(1000 + lesson.seed))
 offline_policy = copy.deepcopy(waiter).requires_grad_(True)
-offline_dpo = DPO(waiter, BETA)
 config = TrainingConfig(max_steps=lesson.pick(200, 40), learning_rate=1e-3, weight_decay=0.0, evaluate_every=5, seed=lesson.seed)
 
 
@@ -316,7 +329,7 @@ def on_the_set(model):
     return {"chosen": chosen.mean().item(), "rejected": rejected.mean().item()} | to_goal(model)
 
 
-offline = list(train(offline_policy, lambda generator: bought, offline_dpo.loss, config, on_the_set))
+offline = train(offline_policy, lambda generator: bought, make_dpo_loss(waiter, BETA), config, on_the_set)
 fig, (left, right) = plotting.figure(11, 4.2, columns=2)
 left.plot([2 * row["step"] * PAIRS for row in online], [row["to_goal"] for row in online], label="DPO, fresh pairs")
 left.axhline(0.02, color="black", linestyle=":", linewidth=1.2, label="0.02 nats")

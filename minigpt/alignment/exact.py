@@ -1,160 +1,233 @@
-"""Exact: where every answer can be listed, every expectation is a finite sum, and nothing has to be believed.
+"""Exact expectations: where all answers can be listed, E_π[…] is a finite sum, with no sampling.
 
-    J(π) = Σ_y π(y) R(y)        KL(π‖q) = Σ_y π(y) log( π(y)/q(y) )        π*(y) = π_ref(y) e^{R(y)/β} / Z,  Z = Σ_y π_ref(y) e^{R(y)/β}
+    J(π) = E_π[r] − β·KL(π‖π_ref)            KL(π‖q) = Σ_y π(y) log( π(y)/q(y) )
+    π*(y) = π_ref(y) e^{r(y)/β} / Z          Z = Σ_y π_ref(y) e^{r(y)/β}
 
-This file is the referee of all sampled methods. An *answer* is a string of tokens that ends with `stop_token` or, at the
-latest, after `max_length` tokens. So answers are the leaves of a tree: each node has one child a token, and no answer is
-the beginning of another. With V tokens and length L there are (V−1)⁰ + … + (V−1)^{L−2} + V·(V−1)^{L−1} of them.
+The results of every sampled method are compared with these sums. An answer is a string of tokens
+that ends with `stop_token`, or after `max_length` tokens at the latest. So the answers are the
+leaves of a tree, and no answer is the beginning of another. With V tokens and length L there are
+(V−1)⁰ + … + (V−1)^{L−2} + V·(V−1)^{L−1} answers.
 
-Source: course D, "RLHF"; Rafailov et al. 2023, eq. 4 (π*) and A.1; best-of-n by order statistics, Gao et al. 2022.
-A model here is anything that maps tokens (B, T) to logits (B, T, V): a table or a GPT, the functions do not care.
+A model here is any function from tokens (B, T) to logits (B, T, V): a table or a GPT.
+
+Source: Rafailov et al. 2023, eq. 3 (J), eq. 4 (π*) and appendix A.1; course B, "Política óptima".
+Best of n: Beirami et al. 2024.
 
 Shapes: N answers, B batch, P prompt length, L longest answer, T = P + L, V vocabulary.
 """
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from minigpt.text.padding import check_mask
 from minigpt.training.losses import sequence_logprobs
 
+MOST_ROWS = 2_000_000
 
-def list_answers(prompt: Tensor, vocab_size: int, max_length: int, stop_token: int = 0) -> tuple[Tensor, Tensor]:
-    """All answers to one prompt (P,): tokens (N, P + L) with the prompt in front and `stop_token` after the end, and which tokens
-    are the answer's own (N, P + L): True from the prompt's end to the first stop token, that one included.
+
+def list_answers(
+    prompt: Tensor, vocab_size: int, max_length: int, stop_token: int = 0
+) -> tuple[Tensor, Tensor]:
+    """All answers to one prompt (P,): tokens (N, P + L), and the answers' mask (N, P + L).
+
+    Each row is the prompt, the answer, and `stop_token` as padding. The mask is True from the end
+    of the prompt to the first stop token, which belongs to the answer.
 
     >>> tokens, mask = list_answers(torch.tensor([0]), vocab_size=2, max_length=2)
     >>> tokens.tolist(), mask.int().tolist()
     ([[0, 0, 0], [0, 1, 0], [0, 1, 1]], [[0, 1, 0], [0, 1, 1], [0, 1, 1]])
+
+    ValueError for a prompt of another shape, for a length below 1, for a stop token that is not in
+    the vocabulary, and for more than two million answers.
     """
-    if not (0 <= stop_token < vocab_size and max_length >= 1 and prompt.dim() == 1):
-        raise ValueError(f"needs a prompt (P,), a length of at least 1 and a stop token among the {vocab_size} tokens, "
-                         f"not {tuple(prompt.shape)}, {max_length} and {stop_token}")
-    if sum((vocab_size - 1) ** t for t in range(max_length)) > 2_000_000:
-        raise ValueError(f"{vocab_size} tokens and {max_length} places make more than 2,000,000 answers; take fewer, and sample the rest")
-    growing, finished = torch.empty(1, 0, dtype=torch.long), []         # (n, t): answers that have not stopped
+    if prompt.dim() != 1 or max_length < 1 or not 0 <= stop_token < vocab_size:
+        raise ValueError("list_answers needs a prompt (P,), a length of at least 1 and a stop "
+                         f"token among the {vocab_size} tokens, not a prompt "
+                         f"{tuple(prompt.shape)}, length {max_length}, stop token {stop_token}")
+    if sum((vocab_size - 1) ** t for t in range(max_length)) > MOST_ROWS:
+        raise ValueError(f"{vocab_size} tokens and length {max_length} make more than "
+                         f"{MOST_ROWS:,} answers; take fewer tokens or a smaller length, or sample")
+    growing = torch.empty(1, 0, dtype=torch.long)           # (n, t) answers that have not ended
+    tokens, mask = [], []
     for t in range(max_length):
-        new = torch.arange(vocab_size).repeat(len(growing))[:, None]                    # (n·V, 1)
-        children = torch.cat([growing.repeat_interleave(vocab_size, 0), new], dim=1)    # (n·V, t + 1)
-        over = (children[:, -1] == stop_token) | (t == max_length - 1)
-        finished.append((children[over], t + 1))
-        growing = children[~over]
-    rows, mask = [], []
-    for answers, length in finished:
-        rows.append(nn.functional.pad(answers, (0, max_length - length), value=stop_token))          # (n, L)
-        mask.append((torch.arange(max_length) < length).expand(len(answers), -1))
-    tokens, mask = torch.cat(rows), torch.cat(mask)                     # (N, L)
-    front = prompt.cpu().expand(len(tokens), -1)
-    return torch.cat([front, tokens], 1).to(prompt.device), torch.cat([torch.zeros_like(front, dtype=torch.bool), mask], 1).to(prompt.device)
+        new = torch.arange(vocab_size).repeat(len(growing))[:, None]            # (n·V, 1)
+        parents = growing.repeat_interleave(vocab_size, dim=0)                  # (n·V, t)
+        children = torch.cat([parents, new], dim=1)                             # (n·V, t + 1)
+        ended = (children[:, -1] == stop_token) | (t == max_length - 1)         # (n·V,)
+        answers, growing = children[ended], children[~ended]
+        padding = (0, max_length - t - 1)
+        tokens.append(nn.functional.pad(answers, padding, value=stop_token))    # (n′, L)
+        mask.append(nn.functional.pad(torch.ones_like(answers, dtype=torch.bool), padding))
+    tokens = torch.cat(tokens).to(prompt.device)                                # (N, L)
+    mask = torch.cat(mask).to(prompt.device)                                    # (N, L)
+    prompts = prompt.expand(len(tokens), -1)                                    # (N, P)
+    no_answer = torch.zeros_like(prompts, dtype=torch.bool)
+    return torch.cat([prompts, tokens], dim=1), torch.cat([no_answer, mask], dim=1)     # (N, P + L)
 
 
 class Table(nn.Module):
-    """A policy (or, with n_outputs None, a value function) that holds one row of free numbers for every prefix: nothing shared.
+    """A policy, or a value function, with free numbers for every prefix: nothing is shared.
 
-    tokens (B, T) -> (B, T, n_outputs), or (B, T). It starts at zero: every token equally likely.
-    The row of a prefix is its number: read a token, go from row s to its child s·V + token.
+    tokens (B, T) -> (B, T, n_outputs), or (B, T) if n_outputs is None. All numbers start at 0, so a
+    policy gives every token the same probability.
+
+    Each prefix has a row. Row number `token` is the prefix of that one token; appending a token to
+    the prefix of row s leads to row (s + 1)·V + token.
+    ValueError for a table of more than two million rows, for more tokens than `context_length`, and
+    for tokens that are not in the vocabulary.
     """
 
     def __init__(self, vocab_size: int, context_length: int, n_outputs: int | None = None):
         super().__init__()
-        rows = sum(vocab_size**t for t in range(1, context_length + 1))
-        if rows > 2_000_000:
-            raise ValueError(f"a table for {vocab_size} tokens and {context_length} positions needs {rows:,} rows; take fewer, or a GPT")
+        n_rows = sum(vocab_size**t for t in range(1, context_length + 1))
+        if n_rows > MOST_ROWS:
+            raise ValueError(f"a table for {vocab_size} tokens and {context_length} positions "
+                             f"needs {n_rows:,} rows; take fewer of either, or a GPT")
         self.vocab_size, self.context_length = vocab_size, context_length
-        self.rows = nn.Parameter(torch.zeros(rows) if n_outputs is None else torch.zeros(rows, n_outputs))
+        shape = (n_rows,) if n_outputs is None else (n_rows, n_outputs)
+        self.rows = nn.Parameter(torch.zeros(shape))
 
     def numbers(self, tokens: Tensor) -> Tensor:
-        """Which row each prefix tokens[:, :t + 1] has: (B, T) -> (B, T)."""
+        """The number of the row of each prefix tokens[:, :t + 1]: (B, T) -> (B, T)."""
         if tokens.size(1) > self.context_length:
-            raise ValueError(f"{tokens.size(1)} tokens do not fit the table's context of {self.context_length}")
-        numbers, row = [], torch.full_like(tokens[:, 0], -1)
-        for t in range(tokens.size(1)):
-            row = (row + 1) * self.vocab_size + tokens[:, t]            # −1 is the empty prefix, whose children are 0 .. V − 1
-            numbers.append(row)
+            raise ValueError(f"{tokens.size(1)} tokens do not fit the table's context of "
+                             f"{self.context_length}")
+        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
+            raise ValueError(f"the table knows the tokens 0 to {self.vocab_size - 1}, not "
+                             f"{int(tokens.min())} to {int(tokens.max())}")
+        numbers, number = [], torch.full_like(tokens[:, 0], -1)         # −1: the empty prefix
+        for token in tokens.unbind(1):
+            number = (number + 1) * self.vocab_size + token
+            numbers.append(number)
         return torch.stack(numbers, dim=1)                              # (B, T)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.rows[self.numbers(tokens)]
 
 
-def tabulate(tokens: Tensor, mask: Tensor, logprobs: Tensor, vocab_size: int) -> Table:
-    """The table whose answers have these log-probabilities (N,): π(token | prefix) = mass of the answers beyond both / beyond the prefix."""
+def make_table(tokens: Tensor, mask: Tensor, logprobs: Tensor, vocab_size: int) -> Table:
+    """The table that gives all answers (N, T) of a list these log-probabilities (N,).
+
+    π(token | prefix) is the probability of all answers that begin with prefix and token, divided by
+    that of all answers that begin with the prefix. Rows that no answer uses stay uniform.
+    """
+    check_mask(mask, tokens.shape)
     table = Table(vocab_size, tokens.size(1) - 1, vocab_size).to(logprobs.dtype)
-    mass = torch.zeros(table.rows.shape, dtype=logprobs.dtype)
-    numbers, counted = table.numbers(tokens[:, :-1]), mask[:, 1:]       # (N, T − 1): a prefix, and whether an answer's token follows
-    weight = logprobs.detach().exp()[:, None].expand_as(numbers)
-    mass.index_put_((numbers[counted], tokens[:, 1:][counted]), weight[counted], accumulate=True)
-    with torch.no_grad():                                               # rows that no answer visits stay even
-        table.rows.copy_(torch.where(mass.sum(-1, keepdim=True) > 0, mass.log(), torch.zeros_like(mass)))
+    prefixes, counted = table.numbers(tokens[:, :-1]), mask[:, 1:]      # (N, T − 1)
+    probabilities = logprobs.detach().exp()[:, None].expand_as(prefixes)
+    mass = torch.zeros_like(table.rows.detach())                        # (rows, V)
+    used = (prefixes[counted], tokens[:, 1:][counted])
+    mass.index_put_(used, probabilities[counted], accumulate=True)
+    with torch.no_grad():
+        table.rows.copy_(mass.log().masked_fill(mass.sum(-1, keepdim=True) == 0, 0.0))
     return table
 
 
-def answer_logprobs(model, tokens: Tensor, mask: Tensor, batch_size: int = 8192) -> Tensor:
-    """log π(y | x) of every answer: (N, T), (N, T) -> (N,). Gradients flow, if they are on."""
-    return torch.cat([sequence_logprobs(model(t[:, :-1]), t, m) for t, m in zip(tokens.split(batch_size), mask.split(batch_size))])
+def answer_logprobs(
+    model: Callable, tokens: Tensor, mask: Tensor, batch_size: int = 8192
+) -> Tensor:
+    """log π(y|x) in nats of each answer: tokens (N, T), mask (N, T) -> (N,).
+
+    Gradients reach the model unless they are switched off. ValueError for a mask that is not bool
+    or not of the shape of `tokens`.
+    """
+    check_mask(mask, tokens.shape)
+    batches = zip(tokens.split(batch_size), mask.split(batch_size))
+    return torch.cat([sequence_logprobs(model(t[:, :-1]), t, m) for t, m in batches])
 
 
 def expectation(logprobs: Tensor, values: Tensor) -> Tensor:
-    """E_π[values] = Σ_y π(y)·values(y): (N,), (N,) -> scalar. An answer of probability 0 adds nothing, and nothing to the gradient."""
-    possible = logprobs > -torch.inf                                    # picked before they are multiplied: 0·∞ would be NaN,
-    return (logprobs[possible].exp() * values[possible]).sum()          # and in the gradient even where it is masked afterwards
+    """E_π[values] = Σ_y π(y)·values(y): log π (N,), values (N,) -> scalar.
+
+    An answer of probability 0 adds 0 to the sum and to the gradient, even if its value is ∞.
+    ValueError if no answer has a positive probability.
+    """
+    # Answers of probability 0 are left out before the product. A mask after it would not do: the
+    # product 0·∞ is NaN, and its gradient stays NaN.
+    possible = logprobs != -torch.inf
+    if not possible.any():
+        raise ValueError(f"no answer of {len(logprobs)} has a positive probability, so there is "
+                         "nothing to average")
+    return (logprobs[possible].exp() * values[possible]).sum()
 
 
 def kl_divergence(logprobs: Tensor, other: Tensor) -> Tensor:
-    """KL(π‖q) in nats: (N,), (N,) -> scalar ≥ 0, infinite if π does what q never does."""
-    possible = logprobs > -torch.inf
+    """KL(π‖q) in nats: log π (N,), log q (N,) -> scalar ≥ 0.
+
+    It is ∞ if π gives an answer that q never gives.
+    """
+    possible = logprobs != -torch.inf
     return expectation(logprobs[possible], logprobs[possible] - other[possible])
 
 
 def optimal_policy(ref_logprobs: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The policy that maximises E[R] − β·KL(π‖π_ref): log π* (N,) and log Z (Rafailov et al. 2023, eq. 4). β > 0, in the reward's unit."""
-    if not beta > 0:
-        raise ValueError(f"β must be greater than 0, not {beta}: without a price on leaving the reference, the best policy is one answer")
-    tilted = ref_logprobs + rewards / beta
-    log_z = tilted.logsumexp(0)
-    return tilted - log_z, log_z
+    """The policy that maximises J(π): log π* (N,) and log Z (Rafailov et al. 2023, eq. 4).
+
+    β has the unit of the reward. ValueError for a β that is not positive and finite, and where Z is
+    0 or ∞, so that there is no π*.
+    """
+    if not 0 < beta < math.inf:
+        raise ValueError(f"β must be greater than 0 and finite, not {beta}; with β = 0 the best "
+                         "policy gives only the answer of highest reward")
+    log_weights = ref_logprobs + rewards / beta                         # (N,)
+    log_z = log_weights.logsumexp(0)
+    if not log_z.isfinite():
+        raise ValueError(f"log Z is {log_z.item()}, so there is no π*; check the rewards (from "
+                         f"{rewards.min().item()} to {rewards.max().item()}) and β = {beta}")
+    return log_weights - log_z, log_z
 
 
 def objective(logprobs: Tensor, ref_logprobs: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """J(π) = E_π[R] − β·KL(π‖π_ref): scalar. Its maximum is β log Z, and β log Z − J(π) = β·KL(π‖π*)."""
+    """J(π) = E_π[r] − β·KL(π‖π_ref): scalar.
+
+    Its maximum is β log Z, and β log Z − J(π) = β·KL(π‖π*).
+    """
     return expectation(logprobs, rewards) - beta * kl_divergence(logprobs, ref_logprobs)
 
 
 def gradient(model: nn.Module, scalar: Tensor) -> Tensor:
-    """∇ of a scalar with respect to all parameters, as one long vector."""
+    """∇ of a scalar with respect to all trainable parameters, as one vector."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    pieces = torch.autograd.grad(scalar, trained, allow_unused=True, materialize_grads=True, retain_graph=True)
+    pieces = torch.autograd.grad(scalar, trained, retain_graph=True, allow_unused=True,
+                                 materialize_grads=True)
     return torch.cat([piece.flatten() for piece in pieces])
 
 
-def slopes(function, model: nn.Module, step: float = 1e-5) -> Tensor:
-    """∂function(model)/∂θᵢ for each parameter, by walking a step to each side: as long as `gradient`'s, and it knows nothing of autograd.
+@torch.no_grad()
+def slopes(function: Callable, model: nn.Module, step: float = 1e-5) -> Tensor:
+    """∂function(model)/∂θᵢ of every parameter by central differences, as one vector.
 
-    For float64 and models of a few hundred numbers: every slope costs two calls.
+    It has the order of `gradient`, and does not use autograd, so it can contradict it. Use float64
+    and a small model: each parameter costs two calls of `function`.
     """
-    out = []
-    with torch.no_grad():
-        for parameter in model.parameters():
-            for i in range(parameter.numel()):
-                flat, values = parameter.view(-1), []
-                before = flat[i].item()
-                for move in (step, -step):
-                    flat[i] = before + move
-                    values.append(function(model))
-                flat[i] = before
-                out.append((values[0] - values[1]) / (2 * step))
-    return torch.stack(out)
+    results = []
+    for values in (parameter.view(-1) for parameter in model.parameters()):
+        for i, before in enumerate(values.tolist()):
+            values[i] = before + step
+            above = function(model)
+            values[i] = before - step
+            below = function(model)
+            values[i] = before
+            results.append((above - below) / (2 * step))
+    return torch.stack(results)
 
 
 def best_of_n(logprobs: Tensor, rewards: Tensor, n: int) -> Tensor:
-    """The policy "draw n answers, keep the one with the highest reward": log-probabilities (N,), exactly.
+    """The policy "sample n answers, keep the one of highest reward", exactly: log π (N,) -> (N,).
 
-    With the answers ranked by reward, F(y) the probability of a draw no better than y: the best of n is y with F(y)ⁿ − (F(y) − π(y))ⁿ.
-    Answers with equal reward share their rank's mass in proportion to π: which of the best is kept is a coin's choice.
+    Let F(y) be the probability that one sample has at most the reward of y. Then y is kept with
+    probability F(y)ⁿ − (F(y) − π(y))ⁿ (Beirami et al. 2024). Answers of equal reward are ranked
+    together, and share the probability of their rank in proportion to π: ties are broken at
+    random. ValueError for n below 1.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
-    levels, rank = rewards.unique(return_inverse=True)                  # ascending
-    mass = torch.zeros(len(levels), dtype=logprobs.dtype).index_add(0, rank, logprobs.exp())         # π of each level of reward
+    levels, rank = rewards.unique(return_inverse=True)                  # rewards in ascending order
+    empty = torch.zeros(len(levels), dtype=logprobs.dtype)
+    mass = empty.index_add(0, rank, logprobs.exp())                     # π of each level of reward
     below = mass.cumsum(0) - mass
-    kept = ((below + mass) ** n - below**n) / mass                      # how much likelier than in one draw
-    chosen = torch.where(mass > 0, kept, 1.0)                           # 0/0: what is never drawn is never kept
-    return logprobs + chosen.log()[rank]
+    ratio = ((below + mass) ** n - below**n) / mass                     # kept by n samples / by one
+    ratio = torch.where(mass > 0, ratio, 1.0)                           # 0/0: it stays at 0
+    return logprobs + ratio.log()[rank]

@@ -1,64 +1,78 @@
-"""Worlds to act in: a Markov decision process small enough to list, and a cat in a grid to look at.
+"""Exact values in a Markov decision process (MDP): value iteration, and a listing of all episodes.
 
-    P(τ) = Πₜ π(aₜ|sₜ) P(sₜ₊₁|sₜ, aₜ)              R(τ) = Σₜ γᵗ rₜ              J(π) = E_τ[R(τ)]
-    V_k(s) = Σ_a π(a|s) Q_k(s, a)                   Q_k(s, a) = Σ_s′ P(s′|s, a) ( r(s′) + γ V_{k−1}(s′) )          V₀ = 0
-    V*_k(s) = max_a Q*_k(s, a)
+    P(τ) = Πₜ π(aₜ|sₜ) P(sₜ₊₁|sₜ, aₜ)        R(τ) = Σₜ γᵗ rₜ        J(π) = E_τ[R(τ)]
+    Q_k(s, a) = Σ_s′ P(s′|s, a) ( r(s′) + γ V_{k−1}(s′) )
+    V_k(s) = Σ_a π(a|s) Q_k(s, a)            V*_k(s) = max_a Q*_k(s, a)            V₀ = 0
 
-V_k is what k more steps are worth. An episode has at most T steps, so T sweeps give the exact answer, also without a discount
-(γ = 1, the courses' R(τ) = Σ rₜ). If T is long, V_T hardly depends on T any more and its best actions are *the* policy.
+V_k(s) is the expected return of k more steps from s. An episode has at most T steps, so V_T at the
+start is exactly J, without a discount too (γ = 1). For large T, V*_T and the policy that is greedy
+for it hardly depend on T.
 
-Source: courses B and D, the cat in its grid; Sutton and Barto 2018, eq. 4.5 (evaluation) and 4.10 (value iteration). The floor that
-slips sideways is Russell and Norvig's (2010, §17.1). The courses leave three things open, decided here: meat ends the episode as the
-bathtub does; a reward is for the cell where a step *ends*, so who stands on the broom and bumps into a wall pays again; whether one slips.
-Not here: a world whose transitions are unknown. `sample` alone never shows them, and learning (reinforce.py) asks for no more.
+Source: course D for P(τ), R(τ) and J(π), without a discount; Sutton and Barto 2018, eq. 4.5
+(evaluation) and 4.10 (value iteration).
+Not here: learning in an MDP whose transitions are unknown (reinforce.py). It needs only sampled
+episodes.
 
 Shapes: S states, A actions, N episodes, T steps at most.
 """
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from minigpt.worlds.gridworld import MDP
+
+MOST_EPISODES = 2_000_000
 
 
 @dataclass
 class Episodes:
-    """N episodes, one a row, sampled or listed. After the end a row stands still, and `mask` is False."""
+    """N episodes, sampled or listed. After its end an episode stays in its terminal state."""
 
     states: Tensor                      # (N, T) sₜ
     actions: Tensor                     # (N, T) aₜ
-    rewards: Tensor                     # (N, T) what action t earned at once, 0 after the end
+    rewards: Tensor                     # (N, T) rₜ, for the step that aₜ made; 0 after the end
     mask: Tensor                        # (N, T) True where an action was taken
-    chance: Tensor                      # (N,) Πₜ P(sₜ₊₁|sₜ, aₜ): the world's share in P(τ)
+    transition_probability: Tensor      # (N,) Πₜ P(sₜ₊₁|sₜ, aₜ): the part of P(τ) without π
 
     def returns(self, gamma: float = 1.0) -> Tensor:
-        """The reward to go, Gₜ = rₜ + γGₜ₊₁: (N, T). Its first column is R(τ)."""
+        """The reward-to-go Gₜ = rₜ + γ Gₜ₊₁ of each step: (N, T). Its first column is R(τ)."""
         to_go, columns = torch.zeros_like(self.rewards[:, 0]), []
-        for now in self.rewards.flip(1).unbind(1):
-            to_go = now + gamma * to_go
+        for rewards in self.rewards.flip(1).unbind(1):
+            to_go = rewards + gamma * to_go
             columns.append(to_go)
         return torch.stack(columns[::-1], dim=1)                        # (N, T)
 
 
-def refuse_bad_policy(mdp: MDP, policy: Tensor, horizon: int) -> None:
-    wanted = mdp.transitions.shape[:2]
-    if policy.shape != wanted or (policy < 0).any() or not torch.allclose(policy.sum(-1), torch.ones_like(policy[:, 0])):
-        raise ValueError(f"a policy is π(a|s) with the shape (states, actions) = {tuple(wanted)} and rows that sum to 1, "
-                         f"not {tuple(policy.shape)}")
+def check_horizon(horizon: int) -> None:
     if horizon < 1:
         raise ValueError(f"an episode has at least 1 step, not {horizon}")
 
 
+def check_policy(mdp: MDP, policy: Tensor) -> None:
+    """ValueError unless the policy is (S, A) and each row is a probability distribution."""
+    shape = mdp.transitions.shape[:2]
+    sums = policy.sum(-1)
+    if policy.shape != shape or (policy < 0).any() or not sums.allclose(torch.ones_like(sums)):
+        raise ValueError("a policy is π(a|s) with the shape (states, actions) = "
+                         f"{tuple(shape)} and rows that sum to 1, not {tuple(policy.shape)}")
+
+
 def action_values(mdp: MDP, values: Tensor, gamma: float = 1.0) -> Tensor:
-    """Q(s, a) = Σ_s′ P(s′|s, a) ( r(s′) + γ V(s′) ), and 0 where the episode is over: (…, S) -> (…, S, A)."""
-    worth = (mdp.rewards + gamma * values)[..., None, :, None]          # (…, 1, S, 1)
-    return (mdp.transitions @ worth)[..., 0].masked_fill(mdp.ended[:, None], 0.0)       # (…, S, A)
+    """Q(s, a) = Σ_s′ P(s′|s, a) ( r(s′) + γ V(s′) ), 0 in terminal states: (…, S) -> (…, S, A)."""
+    targets = (mdp.rewards + gamma * values)[..., None, :, None]        # (…, 1, S, 1)
+    q = (mdp.transitions @ targets)[..., 0]                             # (…, S, A)
+    return q.masked_fill(mdp.terminal[:, None], 0.0)
 
 
 def evaluate(mdp: MDP, policy: Tensor, horizon: int, gamma: float = 1.0) -> Tensor:
-    """What a policy (S, A) is worth: (T + 1, S), row k with k steps to go. J is [-1, start]. Gradients flow to the policy."""
-    refuse_bad_policy(mdp, policy, horizon)
+    """The values V_k of a policy (S, A) for k = 0 … T steps to go: (T + 1, S).
+
+    J(π) is [-1, mdp.start]. Gradients reach the policy. ValueError for a policy of another shape or
+    whose rows are not distributions, and for a horizon below 1.
+    """
+    check_policy(mdp, policy)
+    check_horizon(horizon)
     values = [torch.zeros_like(mdp.rewards)]
     for _ in range(horizon):
         values.append((policy * action_values(mdp, values[-1], gamma)).sum(-1))
@@ -66,59 +80,87 @@ def evaluate(mdp: MDP, policy: Tensor, horizon: int, gamma: float = 1.0) -> Tens
 
 
 def value_iteration(mdp: MDP, horizon: int, gamma: float = 1.0) -> Tensor:
-    """What the best actions are worth, whatever it takes: (T + 1, S), row k with k steps to go. J* is [-1, start]."""
+    """The values V*_k of the best actions for k = 0 … T steps to go: (T + 1, S).
+
+    The greatest J that any policy reaches is [-1, mdp.start]. ValueError for a horizon below 1.
+    """
+    check_horizon(horizon)
     values = [torch.zeros_like(mdp.rewards)]
     for _ in range(horizon):
         values.append(action_values(mdp, values[-1], gamma).amax(-1))
     return torch.stack(values)                                          # (T + 1, S)
 
 
-def best_actions(action_values: Tensor, tolerance: float = 1e-9) -> Tensor:
-    """The policy that takes the best action, or any of the best alike: Q (S, A) -> π (S, A)."""
-    best = action_values >= action_values.amax(-1, keepdim=True) - tolerance
+def greedy_policy(q: Tensor, tolerance: float = 1e-9) -> Tensor:
+    """The policy that takes the action with the greatest Q: (S, A) -> (S, A).
+
+    Actions within `tolerance` of the greatest Q share the probability equally.
+    """
+    best = q >= q.amax(-1, keepdim=True) - tolerance
     return best / best.sum(-1, keepdim=True).double()
 
 
 @torch.no_grad()
-def sample(mdp: MDP, policy: Tensor, n_episodes: int, horizon: int, generator: torch.Generator) -> Episodes:
-    """N episodes of a policy (S, A), side by side."""
-    refuse_bad_policy(mdp, policy, horizon)
+def sample_episodes(
+    mdp: MDP, policy: Tensor, n_episodes: int, horizon: int, generator: Generator
+) -> Episodes:
+    """Samples N episodes of at most T steps with a policy (S, A).
+
+    ValueError as in `evaluate`, and for fewer than 1 episode.
+    """
+    check_policy(mdp, policy)
+    check_horizon(horizon)
+    if n_episodes < 1:
+        raise ValueError(f"sample at least 1 episode, not {n_episodes}")
     state = torch.full((n_episodes,), mdp.start)
-    chance, columns = torch.ones(n_episodes, dtype=mdp.transitions.dtype), []
+    probability, steps = torch.ones(n_episodes, dtype=mdp.transitions.dtype), []
     for _ in range(horizon):
         action = torch.multinomial(policy[state], 1, generator=generator)[:, 0]         # (N,)
-        odds = mdp.transitions[state, action]                           # (N, S)
-        arrived = torch.multinomial(odds, 1, generator=generator)       # (N, 1)
-        chance = chance * odds.gather(1, arrived)[:, 0]
-        columns.append((state, action))
+        next_states = mdp.transitions[state, action]                    # (N, S)
+        arrived = torch.multinomial(next_states, 1, generator=generator)                # (N, 1)
+        probability = probability * next_states.gather(1, arrived)[:, 0]
+        steps.append((state, action))
         state = arrived[:, 0]
-    return finish(mdp, *(torch.stack(c, 1) for c in zip(*columns)), state, chance)
+    states, actions = (torch.stack(columns, dim=1) for columns in zip(*steps))          # (N, T)
+    return make_episodes(mdp, states, actions, state, probability)
 
 
 def list_episodes(mdp: MDP, horizon: int) -> Episodes:
-    """Every episode that can happen, whatever the policy. With it, E_τ[…] is a finite sum. ValueError if there are over two million.
+    """Lists every episode of at most T steps that can happen: E_τ[…] becomes a finite sum.
+
+    Here there are 4 · 4 pairs of actions, and only → → reaches the meat:
 
     >>> from minigpt.worlds.gridworld import Grid
     >>> episodes = list_episodes(Grid("S.M"), horizon=2)
-    >>> len(episodes.states), episodes.returns()[:, 0].sum().item()     # 4 · 4 action pairs; → → is the one that earns
+    >>> len(episodes.states), episodes.returns()[:, 0].sum().item()
     (16, 100.0)
+
+    ValueError for a horizon below 1, and for more than two million episodes.
     """
+    check_horizon(horizon)
     possible = mdp.transitions > 0                                      # (S, A, S)
-    possible[mdp.ended] = False
-    possible[mdp.ended, 0, mdp.ended] = True                            # one way to stand still
-    states, actions = torch.tensor([[mdp.start]]), torch.empty(1, 0, dtype=torch.long)         # (N, t + 1), (N, t)
-    chance = torch.ones(1, dtype=mdp.transitions.dtype)
+    possible[mdp.terminal] = False
+    possible[mdp.terminal, 0, mdp.terminal] = True                      # one way to stay there
+    states = torch.tensor([[mdp.start]])                                # (N, t + 1)
+    actions = torch.empty(1, 0, dtype=torch.long)                       # (N, t)
+    probability = torch.ones(1, dtype=mdp.transitions.dtype)            # (N,)
     for t in range(horizon):
-        if (n := int(possible[states[:, -1]].sum())) > 2_000_000:
-            raise ValueError(f"after {t + 1} of {horizon} steps there are {n:,} episodes already; take a shorter horizon, or sample")
-        row, action, arrived = possible[states[:, -1]].nonzero(as_tuple=True)                   # (N′,) each
-        chance = chance[row] * mdp.transitions[states[row, -1], action, arrived]
-        states, actions = torch.cat([states[row], arrived[:, None]], 1), torch.cat([actions[row], action[:, None]], 1)
-    return finish(mdp, states[:, :-1], actions, states[:, -1], chance)
+        steps = possible[states[:, -1]]                                 # (N, A, S)
+        if (n := int(steps.sum())) > MOST_EPISODES:
+            raise ValueError(f"there are {n:,} episodes after {t + 1} of {horizon} steps; "
+                             "take a shorter horizon, or sample")
+        before, action, arrived = steps.nonzero(as_tuple=True)          # (N′,) each
+        step_probability = mdp.transitions[states[before, -1], action, arrived]
+        probability = probability[before] * step_probability            # (N′,)
+        states = torch.cat([states[before], arrived[:, None]], dim=1)   # (N′, t + 2)
+        actions = torch.cat([actions[before], action[:, None]], dim=1)  # (N′, t + 1)
+    return make_episodes(mdp, states[:, :-1], actions, states[:, -1], probability)
 
 
-def finish(mdp: MDP, states: Tensor, actions: Tensor, last: Tensor, chance: Tensor) -> Episodes:
-    """What follows from who was where: states (N, T), actions (N, T), the state after the last action (N,), chance (N,)."""
-    mask = ~mdp.ended[states]
-    arrived = torch.cat([states[:, 1:], last[:, None]], 1)              # (N, T)
-    return Episodes(states, actions, mdp.rewards[arrived] * mask, mask, chance)
+def make_episodes(
+    mdp: MDP, states: Tensor, actions: Tensor, last: Tensor, probability: Tensor
+) -> Episodes:
+    """Adds rewards and mask to states (N, T), actions (N, T) and the last states (N,)."""
+    mask = ~mdp.terminal[states]                                        # (N, T)
+    arrived = torch.cat([states[:, 1:], last[:, None]], dim=1)          # (N, T) sₜ₊₁
+    return Episodes(states, actions, mdp.rewards[arrived] * mask, mask, probability)

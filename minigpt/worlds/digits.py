@@ -1,14 +1,15 @@
-"""Digits to learn from, drawn with the fonts that matplotlib carries: no download, and as many as one likes.
+"""Digits: small images of the digits 0 to 9, drawn with the fonts that come with matplotlib.
 
-    outline of a digit  →  turned, stretched and moved a little  →  ink in each pixel, 0..1  →  one of K levels
+    outline of a digit  →  random rotation, scale and shift  →  ink per pixel, 0 to 1  →  K levels
 
-Every font draws each digit once, large. An image is then one of these drawings seen through a random affine map, so the same
-generator state gives the same images, and a set drawn with another seed is fresh: same fonts, other turns, sizes and places.
+Each font draws each digit once, at a large size. An image is one of these drawings under a random
+affine map. The same state of the generator gives the same images; another seed gives new ones.
+No download is needed, and a set can have any size.
 
-Source: the DejaVu and Computer Modern fonts in matplotlib's own data folder.
-Not here: colour, and anything that looks like handwriting.
+Source: the DejaVu and Computer Modern fonts in matplotlib's data folder.
+Not here: colour, and handwriting.
 
-Shapes: n images, N rows = columns of one, K levels of grey.
+Shapes: n images of N by N pixels, K levels of grey, F fonts, L = LARGE.
 """
 from functools import lru_cache
 from pathlib import Path
@@ -22,66 +23,92 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import PathPatch
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D, IdentityTransform
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
-# Not DejaVu Sans Mono: a dotted zero twelve pixels high is an eight.
+# DejaVu Sans Mono is left out: its zero has a dot, and looks like an eight in 12 pixels.
 FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
     "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic",
     "cmss10", "cmtt10",
 )
-LARGE = 48          # pixels a side of the drawing that an image is taken from
+LARGE = 48          # width and height in pixels of the drawing that an image is taken from
+
+
+def outline(font: Path, digit: int, centre: tuple[float, float]) -> PathPatch:
+    """A digit as a filled shape, three quarters of LARGE high, around `centre` in pixels."""
+    path = TextPath((0, 0), str(digit), size=100, prop=FontProperties(fname=str(font)))
+    box = path.get_extents()
+    place = (
+        Affine2D()
+        .translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2)
+        .scale(0.75 * LARGE / box.height)
+        .translate(*centre)
+    )
+    # The line around the shape makes it a little bolder: thin strokes stay visible in 12 pixels.
+    return PathPatch(place.transform_path(path), color="black", linewidth=1.5,
+                     transform=IdentityTransform())
 
 
 @lru_cache(maxsize=1)
 def drawings() -> Tensor:
-    """(fonts, 10, LARGE, LARGE) ink in 0..1: each digit of each font, upright, centred, three quarters of the square high."""
-    fig = Figure(figsize=(10, len(FONTS)), dpi=LARGE)                   # one sheet of 1-inch squares: a row a font, a column a digit
-    canvas = FigureCanvasAgg(fig)
+    """Each digit of each font, upright and centred: (F, 10, L, L) ink from 0 to 1.
+
+    FileNotFoundError if matplotlib lacks one of the fonts.
+    """
+    sheet = Figure(figsize=(10, len(FONTS)), dpi=LARGE)     # one row per font, one column per digit
+    canvas = FigureCanvasAgg(sheet)
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    for row, font in enumerate(FONTS):
-        if not (folder / f"{font}.ttf").is_file():
-            raise FileNotFoundError(f"matplotlib's font {font}.ttf is not in {folder}; reinstall matplotlib")
+    for row, name in enumerate(FONTS):
+        font = folder / f"{name}.ttf"
+        if not font.is_file():
+            raise FileNotFoundError(f"matplotlib's font {font.name} is not in {folder}; "
+                                    "reinstall matplotlib")
+        y = LARGE * (len(FONTS) - row - 0.5)                # matplotlib counts from the bottom
         for digit in range(10):
-            outline = TextPath((0, 0), str(digit), size=100, prop=FontProperties(fname=str(folder / f"{font}.ttf")))
-            box = outline.get_extents()
-            place = (Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2).scale(0.75 * LARGE / box.height)
-                     .translate(LARGE * (digit + 0.5), LARGE * (len(FONTS) - row - 0.5)))      # matplotlib counts from the bottom
-            # The line around the outline makes it a little bolder, so that hairlines survive at 12 pixels.
-            fig.add_artist(PathPatch(place.transform_path(outline), color="black", linewidth=1.5, transform=IdentityTransform()))
+            sheet.add_artist(outline(font, digit, (LARGE * (digit + 0.5), y)))
     canvas.draw()
-    paper = torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., 0].copy())           # (fonts·LARGE, 10·LARGE), 255 = white
-    ink = 1 - paper.float() / 255
-    return ink.unflatten(0, (-1, LARGE)).unflatten(2, (-1, LARGE)).transpose(1, 2).contiguous()      # (fonts, 10, LARGE, LARGE)
+    red = np.asarray(canvas.buffer_rgba())[..., 0].copy()   # the sheet is grey: one channel will do
+    ink = 1 - torch.from_numpy(red).float() / 255           # (F·LARGE, 10·LARGE)
+    squares = ink.unflatten(0, (-1, LARGE)).unflatten(2, (-1, LARGE))           # (F, L, 10, L)
+    return squares.transpose(1, 2).contiguous()             # (F, 10, L, L)
 
 
-def draw_digits(n: int, generator: torch.Generator, size: int = 12, levels: int = 2) -> tuple[Tensor, Tensor]:
-    """n digits: images (n, N, N) of whole numbers 0 (paper) to levels − 1 (ink), N = size, and what they show (n,), 0 to 9.
+def draw_digits(
+    n: int, generator: Generator, size: int = 12, levels: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Images (n, N, N) with N = `size`, and the digit that each shows (n,).
 
-    Digit and font are drawn uniformly; then a turn within ±6°, a size within ±5 % for each axis and a move within ±1 pixel.
+    A pixel is a whole number from 0 (paper) to levels − 1 (ink). Digit and font are drawn
+    uniformly; so are a rotation within ±6°, a scale within ±5 % per axis, and a shift within
+    ±1 pixel.
 
     >>> images, labels = draw_digits(5, torch.Generator().manual_seed(0), size=12, levels=4)
     >>> images.shape, labels.shape, sorted(images.unique().tolist())
     (torch.Size([5, 12, 12]), torch.Size([5]), [0, 1, 2, 3])
+
+    ValueError for no image, for fewer than 4 pixels, and for fewer than 2 levels.
     """
     if n < 1 or size < 4 or levels < 2:
-        raise ValueError(f"draw at least 1 image of at least 4 pixels a side in at least 2 levels, not n {n}, size {size}, levels {levels}")
+        raise ValueError("draw at least 1 image of size at least 4 in at least 2 levels, "
+                         f"not n {n}, size {size}, levels {levels}")
 
-    def between(low: float, high: float) -> Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(n, generator=generator)
 
-    large = drawings()
     labels = torch.randint(10, (n,), generator=generator)
     fonts = torch.randint(len(FONTS), (n,), generator=generator)
-    turn = torch.deg2rad(between(-6, 6))
-    wide, high = between(0.95, 1.05), between(0.95, 1.05)
-    right, down = between(-2 / size, 2 / size), between(-2 / size, 2 / size)            # the square is 2 wide, so this is one pixel
-    # A grid says for each pixel of the image where on the drawing it looks: this is the map from image to drawing.
-    across = torch.stack([turn.cos() / wide, -turn.sin() / wide, -right], dim=1)
-    along = torch.stack([turn.sin() / high, turn.cos() / high, -down], dim=1)
-    fine = 3 * size                                                     # three looks a side in each pixel, averaged
-    grid = F.affine_grid(torch.stack([across, along], dim=1), [n, 1, fine, fine], align_corners=False)      # (n, 3N, 3N, 2)
-    ink = F.grid_sample(large[fonts, labels][:, None], grid, align_corners=False)       # (n, 1, 3N, 3N)
-    ink = F.avg_pool2d(ink, 3)[:, 0]                                    # (n, N, N)
+    angle = torch.deg2rad(uniform(-6, 6))
+    width, height = uniform(0.95, 1.05), uniform(0.95, 1.05)
+    pixel = 2 / size                                        # affine_grid's square is 2 wide
+    right, down = uniform(-pixel, pixel), uniform(-pixel, pixel)
+    # The map goes from the image to the drawing: for each point of the image, where to read.
+    x = torch.stack([angle.cos() / width, -angle.sin() / width, -right], dim=1)     # (n, 3)
+    y = torch.stack([angle.sin() / height, angle.cos() / height, -down], dim=1)     # (n, 3)
+    affine = torch.stack([x, y], dim=1)                                             # (n, 2, 3)
+    fine = 3 * size                                         # 3 × 3 points per pixel, averaged
+    grid = F.affine_grid(affine, [n, 1, fine, fine], align_corners=False)           # (n, 3N, 3N, 2)
+    drawn = drawings()[fonts, labels][:, None]                                      # (n, 1, L, L)
+    ink = F.grid_sample(drawn, grid, align_corners=False)                           # (n, 1, 3N, 3N)
+    ink = F.avg_pool2d(ink, 3)[:, 0]                                                # (n, N, N)
     return (ink * levels).long().clamp(max=levels - 1), labels

@@ -1,99 +1,159 @@
-"""The cat's grid: a Markov decision process small enough to list.
+"""Grid world: a cat in a grid, as a Markov decision process (MDP) with few states.
+
+    S . b       S start    . empty, 0    b broom, −1    # wall
+    . # ~       ~ bathtub, −10, ends the episode
+    . . M       M meat, +100, ends the episode
+
+An action is a step in one of four directions. A step into a wall or over the edge of the map leaves
+the cat in its cell.
+
+Source: course B, "Configuración de RL", for the cat, its steps and its rewards. The slippery floor
+is that of Russell and Norvig 2010, §17.1.
+Course B leaves two questions open. Here the meat ends the episode, as the bathtub does. And the
+reward belongs to the cell where a step ends: a cat that stands on the broom and steps into a wall
+pays again.
+
+Shapes: S states, A actions.
 """
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-MOVES = {"↑": (-1, 0), "→": (0, 1), "↓": (1, 0), "←": (0, -1)}         # the four actions: rows down, columns right
-REWARDS = {"S": 0.0, ".": 0.0, "b": -1.0, "~": -10.0, "M": 100.0}      # start, empty, broom, bathtub, meat; a wall is "#"
-ENDS = "~M"
+MOVES = {"↑": (-1, 0), "→": (0, 1), "↓": (1, 0), "←": (0, -1)}          # (rows down, columns right)
+REWARDS = {"S": 0.0, ".": 0.0, "b": -1.0, "~": -10.0, "M": 100.0}
+TERMINAL = "~M"
+LABELS = {"S": "start", ".": "", "b": "broom −1", "~": "bathtub\n−10", "M": "meat\n+100"}
 
 
 @dataclass
 class MDP:
-    """Who can go where, and what it is worth. Where `ended` is True nothing more happens: no steps, no rewards."""
+    """A Markov decision process. In a terminal state there are no more actions and no rewards."""
 
     transitions: Tensor                 # (S, A, S) P(s′|s, a)
-    rewards: Tensor                     # (S,) r(s′), for arriving
-    ended: Tensor                       # (S,) bool
-    start: int
+    rewards: Tensor                     # (S,) r(s′), for a step that ends in s′
+    terminal: Tensor                    # (S,) bool
+    start: int                          # s₀
+
+
+def read_map(text: str) -> list[str]:
+    """The rows of a map, without the spaces around them. ValueError if it is not a map."""
+    rows = [line.strip() for line in text.strip().splitlines()]
+    if not rows:
+        raise ValueError("the map is empty; draw one cell per character, such as 'S.M'")
+    for i, row in enumerate(rows, start=1):
+        if len(row) != len(rows[0]):
+            raise ValueError(f"row {i} of the map has {len(row)} cells and row 1 has "
+                             f"{len(rows[0])}; fill short rows with # for walls")
+        if unknown := set(row) - {*REWARDS, "#"}:
+            raise ValueError(f"row {i} of the map has {min(unknown)!r}; a cell is one of "
+                             f"{' '.join(REWARDS)} or # for a wall")
+    if (n_starts := "".join(rows).count("S")) != 1:
+        raise ValueError(f"the map has {n_starts} starts; mark exactly one cell with S")
+    return rows
+
+
+def step_probabilities(cells: list[tuple[int, int]], symbols: str, slip: float) -> Tensor:
+    """P(s′|s, a) for the cells of a map: (S, A, S). A terminal state leads to itself."""
+    state = {cell: s for s, cell in enumerate(cells)}
+    directions = list(MOVES.values())                                   # in clockwise order
+    outcomes = ((0, 1 - slip), (1, slip / 2), (-1, slip / 2))           # (turn, its probability)
+    transitions = torch.zeros(len(cells), 4, len(cells), dtype=torch.double)            # (S, A, S)
+    for s, (y, x) in enumerate(cells):
+        if symbols[s] in TERMINAL:
+            transitions[s, :, s] = 1.0
+            continue
+        for a in range(4):
+            for turn, probability in outcomes:
+                dy, dx = directions[(a + turn) % 4]
+                transitions[s, a, state.get((y + dy, x + dx), s)] += probability
+    return transitions
+
+
+def draw_arrows(axes, y: int, x: int, probabilities: list[float]) -> None:
+    """One arrow per action from the middle of the cell; actions below 2 % get none."""
+    for (dy, dx), probability in zip(MOVES.values(), probabilities):
+        if probability <= 0.02:
+            continue
+        tip, tail = 0.34 * probability**0.5, 0.04
+        style = {"arrowstyle": "-|>", "color": "black", "shrinkA": 0, "shrinkB": 0,
+                 "mutation_scale": 4 + 8 * probability}
+        axes.annotate("", (x + tip * dx, y + tip * dy), (x + tail * dx, y + tail * dy),
+                      arrowprops=style)
 
 
 class Grid(MDP):
-    """The cat's map as an MDP: actions ↑ → ↓ ←; walls and the edge of the map mean staying put.
+    """The map of a cat as an MDP with the actions ↑ → ↓ ←.
 
-    One symbol a cell: S start, . empty (0), b broom (−1), ~ bathtub (−10, the end), M meat (+100, the end), # wall. With probability
-    `slip` a step goes to one of the two sides instead, each as likely. States are the cells without walls in reading order.
+    `text` has one line per row of the map and one symbol per cell. With probability `slip` a step
+    goes to the left or to the right of its direction instead, each with probability slip / 2.
+    The states are the cells without a wall, in reading order.
+
+    In this map, the action ↓ (number 2) leads from the start to the cell below, which is state 2:
 
     >>> grid = Grid("S#M\\n.b.")
-    >>> grid.symbols, grid.transitions[0, 2].tolist()                   # ↓ from the start leads to the cell below, state 2
+    >>> grid.symbols, grid.transitions[0, 2].tolist()
     ('SM.b.', [0.0, 0.0, 1.0, 0.0, 0.0])
+
+    ValueError for a map that is empty or not a rectangle, for an unknown symbol, for a number of
+    starts other than one, and for a `slip` that is not a probability.
     """
 
     def __init__(self, text: str, slip: float = 0.0):
-        rows = [line.strip() for line in text.strip().splitlines()]
-        if not rows:
-            raise ValueError("the map is empty; draw one cell a character, such as 'S.M'")
-        for i, row in enumerate(rows, start=1):
-            if len(row) != len(rows[0]):
-                raise ValueError(f"row {i} of the map has {len(row)} cells and row 1 has {len(rows[0])}; fill short rows with # for walls")
-            if unknown := set(row) - {*REWARDS, "#"}:
-                raise ValueError(f"row {i} of the map has {min(unknown)!r}; a cell is one of {' '.join(REWARDS)} or # for a wall")
-        if (n_starts := "".join(rows).count("S")) != 1:
-            raise ValueError(f"the map has {n_starts} starts; mark exactly one cell with S")
+        self.rows = read_map(text)
         if not 0 <= slip <= 1:
             raise ValueError(f"slip is a probability between 0 and 1, not {slip}")
-        free = [(y, x) for y, row in enumerate(rows) for x, symbol in enumerate(row) if symbol != "#"]
-        state = {cell: s for s, cell in enumerate(free)}
-        symbols = "".join(rows[y][x] for y, x in free)
-        moves = list(MOVES.values())
-        transitions = torch.zeros(len(free), 4, len(free), dtype=torch.double)          # (S, A, S)
-        for s, (y, x) in enumerate(free):
-            for a in range(4):
-                for side, probability in ((0, 1 - slip), (1, slip / 2), (-1, slip / 2)):        # the moves stand in clockwise order
-                    dy, dx = moves[(a + side) % 4]
-                    arrived = s if symbols[s] in ENDS else state.get((y + dy, x + dx), s)
-                    transitions[s, a, arrived] += probability
-        super().__init__(transitions, torch.tensor([REWARDS[c] for c in symbols], dtype=torch.double),
-                         torch.tensor([c in ENDS for c in symbols]), symbols.index("S"))
-        self.rows, self.cells, self.symbols = rows, free, symbols       # the text; (row, column) and symbol of each state
+        cells = [(y, x) for y, row in enumerate(self.rows) for x, c in enumerate(row) if c != "#"]
+        self.cells = cells                                              # (row, column) per state
+        self.symbols = "".join(self.rows[y][x] for y, x in cells)       # one symbol per state
+        super().__init__(
+            transitions=step_probabilities(cells, self.symbols, slip),
+            rewards=torch.tensor([REWARDS[c] for c in self.symbols], dtype=torch.double),
+            terminal=torch.tensor([c in TERMINAL for c in self.symbols]),
+            start=self.symbols.index("S"),
+        )
 
     def arrows(self, policy: Tensor) -> str:
-        """The map with the likeliest action in every cell where there is one to take; policy (S, A).
+        """The map as text, with an arrow for the most likely action of each cell; policy (S, A).
 
         >>> grid = Grid("S#M\\n.b.")
-        >>> policy = torch.eye(4)[torch.tensor([2, 0, 1, 1, 0])]        # one action for each state
+        >>> policy = torch.eye(4)[torch.tensor([2, 0, 1, 1, 0])]        # one action per state
         >>> print(grid.arrows(policy))
         ↓#M
         →→↑
         """
-        best = policy.argmax(-1).tolist()
-        marks = {cell: self.symbols[s] if self.ended[s] else list(MOVES)[best[s]] for s, cell in enumerate(self.cells)}
-        return "\n".join("".join(marks.get((y, x), "#") for x in range(len(row))) for y, row in enumerate(self.rows))
+        picture = [list(row) for row in self.rows]
+        for s, (y, x) in enumerate(self.cells):
+            if not self.terminal[s]:
+                picture[y][x] = list(MOVES)[int(policy[s].argmax())]
+        return "\n".join("".join(row) for row in picture)
 
     def draw(self, axes, policy: Tensor | None = None, values: Tensor | None = None) -> None:
-        """The map on matplotlib axes; policy (S, A) as arrows, the longer the likelier; values (S,) as numbers and shades."""
+        """Draws the map on matplotlib axes.
+
+        The policy (S, A) is drawn as arrows: the likelier an action, the longer its arrow. The
+        values (S,) are drawn as numbers and as shades. The shade of a terminal state is its reward.
+        """
+        shown = torch.zeros_like(self.rewards)
+        if values is not None:
+            shown = torch.where(self.terminal, self.rewards, values)                    # (S,)
         shades = torch.full((len(self.rows), len(self.rows[0])), torch.nan, dtype=torch.double)
         for s, (y, x) in enumerate(self.cells):
-            ended = bool(self.ended[s])
-            shades[y, x] = 0.0 if values is None else (self.rewards if ended else values)[s]
-            name = {"S": "start", "b": "broom −1", "~": "bathtub\n−10", "M": "meat\n+100"}.get(self.symbols[s], "")
-            if ended:
-                axes.text(x, y, name, ha="center", va="center", fontsize=8)
+            shades[y, x] = shown[s]
+            label = LABELS[self.symbols[s]]
+            if self.terminal[s]:
+                axes.text(x, y, label, ha="center", va="center", fontsize=8)
                 continue
-            axes.text(x + 0.46, y - 0.45, name, ha="right", va="top", fontsize=7)
+            axes.text(x + 0.46, y - 0.45, label, ha="right", va="top", fontsize=7)
             if values is not None:
-                axes.text(x - 0.46, y + 0.46, f"{values[s]:.1f}", ha="left", va="bottom", fontsize=7)
-            for (dy, dx), probability in zip(MOVES.values(), [] if policy is None else policy[s].tolist()):
-                if probability > 0.02:                                  # shorter ones would be dots
-                    tip, tail = 0.34 * probability**0.5, 0.04
-                    axes.annotate("", (x + tip * dx, y + tip * dy), (x + tail * dx, y + tail * dy),
-                                  arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkA": 0, "shrinkB": 0,
-                                              "mutation_scale": 4 + 8 * probability})
-        known = shades[~shades.isnan()]
-        low, high = min(0.0, known.min().item()), known.max().item()
-        axes.set_facecolor("0.25")                                      # walls: cells without a shade
-        axes.imshow(shades.numpy(), cmap="Blues", vmin=low, vmax=low + 1.8 * max(high - low, 1.0))      # never so dark that arrows drown
-        axes.set(xticks=[i - 0.5 for i in range(shades.size(1))], yticks=[i - 0.5 for i in range(shades.size(0))], xticklabels=[], yticklabels=[])
+                number = f"{values[s]:.1f}"
+                axes.text(x - 0.46, y + 0.46, number, ha="left", va="bottom", fontsize=7)
+            if policy is not None:
+                draw_arrows(axes, y, x, policy[s].tolist())
+        low, high = min(0.0, shown.min().item()), shown.max().item()
+        darkest = low + 1.8 * max(high - low, 1.0)      # shades light enough for arrows to be seen
+        axes.set_facecolor("0.25")                                      # seen where a wall is
+        axes.imshow(shades.numpy(), cmap="Blues", vmin=low, vmax=darkest)
+        axes.set(xticks=[x - 0.5 for x in range(shades.size(1))], xticklabels=[],
+                 yticks=[y - 0.5 for y in range(shades.size(0))], yticklabels=[])
         axes.tick_params(length=0)

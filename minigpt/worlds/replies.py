@@ -1,24 +1,32 @@
-"""Replies: a conversation small enough to list. A customer says "please" or "now", and a waiter replies in at most five words out of six.
+"""Replies: a world of short conversations, so small that every reply can be listed.
 
-    a reply is a string of . yes no please sorry now that ends with "." or after five words: 3,906 of them to each customer
+A customer says "please" or "now", and a waiter replies with at most five of the words
+. yes no please sorry now. The reply ends with "." or after five words: there are 3,906 of them.
 
-What people usually reply is a chain (each word depends on the one before). How good a reply is, R(x, y), is a rule that can be read below;
-it looks at the whole reply and at the customer, so no single word decides it. A language model that has learned what is usual is
-π_ref; with R and β the best policy π* follows by listing (exact.py), and every method of this folder can be held against it.
+    π(y | x) = Πₜ P(yₜ | yₜ₋₁),  y₀ = x          the usual replies are a Markov chain
+    r(x, y)                                      the reward is a rule, written in `reward` below
 
-Source: invented for this course. Lessons 17 to 19 share it.
+The reward depends on the whole reply and on the customer, so no single word decides it. A language
+model that has learned the usual replies is π_ref. Since every reply can be listed, the best policy
+π* for r and any β is known exactly (alignment/exact.py), and each method is compared with it.
+
+Source: invented for this course. Lessons 17 to 19 use it.
+
 Shapes: B replies, T = 1 + 5: the customer's word, then the reply.
 """
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+from minigpt.text.padding import check_mask
 
 WORDS = (".", "yes", "no", "please", "sorry", "now")
 STOP, YES, NO, PLEASE, SORRY, NOW = range(6)
 CUSTOMERS = (PLEASE, NOW)
 LONGEST = 5
 
-# What people say after each word, in tenths of a percent: rows and columns as in WORDS. After a customer's word the reply begins.
-HABITS = torch.tensor([
+# P(next word | word) of a usual reply: one row for each word, columns as in WORDS.
+# The reply to a customer begins with the row of the customer's word.
+NEXT_WORD = torch.tensor([
     [1000, 0, 0, 0, 0, 0],
     [450, 120, 60, 220, 30, 120],
     [380, 60, 150, 60, 250, 100],
@@ -28,45 +36,59 @@ HABITS = torch.tensor([
 ]) / 1000
 
 
-def customers(n: int, generator: torch.Generator) -> Tensor:
-    """n prompts of one word each, either customer equally likely: (n, 1)."""
+def customers(n: int, generator: Generator) -> Tensor:
+    """Samples n prompts of one word, both customers with the same probability: (n, 1)."""
     return torch.tensor(CUSTOMERS)[torch.randint(len(CUSTOMERS), (n, 1), generator=generator)]
 
 
-def usual_replies(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What waiters usually say: tokens (n, T) and which of them are the reply's (n, T)."""
+def usual_replies(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Samples n customers with a usual reply: tokens (n, T), and the reply's mask (n, T)."""
     tokens = torch.full((n, 1 + LONGEST), STOP)                         # (n, T)
     mask = torch.zeros(n, 1 + LONGEST, dtype=torch.bool)                # (n, T)
     tokens[:, :1] = customers(n, generator)
-    talking = torch.ones(n, dtype=torch.bool)
+    running = torch.ones(n, dtype=torch.bool)                           # replies without their "."
     for t in range(1, 1 + LONGEST):
-        word = torch.multinomial(HABITS[tokens[:, t - 1]], 1, generator=generator)[:, 0]        # (n,)
-        tokens[:, t] = torch.where(talking, word, STOP)
-        mask[:, t] = talking
-        talking = talking & (word != STOP)
+        probabilities = NEXT_WORD[tokens[:, t - 1]]                     # (n, 6)
+        words = torch.multinomial(probabilities, 1, generator=generator)[:, 0]          # (n,)
+        tokens[:, t] = torch.where(running, words, STOP)
+        mask[:, t] = running
+        running = running & (words != STOP)
     return tokens, mask
 
 
 def reward(tokens: Tensor, mask: Tensor) -> Tensor:
-    """R(x, y), how good a reply is: (B, T), (B, T) -> (B,). A word counts once, however often it is said.
+    """r(x, y), how good each reply is: tokens (B, T), mask (B, T) -> (B,).
 
-        yes +3    no −1, with "sorry" right after it +1    yes and no together −4    "please" +1
-        "sorry" +1, to an impatient customer +2    "now" −3, with "please" right after it −1    no end −2    each word −0.4
+        yes                 +3          no, with sorry right after it        −1 + 2
+        no                  −1          now, with please right after it      −3 + 2
+        yes and no          −4 more     sorry to the customer who said now   +2
+        please              +1          no "." at the end                    −2
+        sorry               +1          each word but "."                    −0.4
+        now                 −3
+
+    Except for the price of each word, a word counts once, however often it is said.
+    ValueError for a mask that is not bool or not of the shape of `tokens`.
     """
-    here = [(tokens == word) & mask for word in range(len(WORDS))]      # (B, T) each
-    said = [at.any(1).float() for at in here]                           # (B,) each
+    check_mask(mask, tokens.shape)
+    here = [(tokens == word) & mask for word in range(len(WORDS))]      # six of (B, T)
+    said = [where.any(1).float() for where in here]                     # six of (B,)
 
-    def followed(first, second):
+    def followed(first: int, second: int) -> Tensor:
+        """1 where `second` is said right after `first`, else 0: (B,)."""
         return (here[first][:, :-1] & here[second][:, 1:]).any(1).float()
 
     impatient = (tokens[:, 0] == NOW).float()
-    return (3.0 * said[YES] - said[NO] + 2.0 * followed(NO, SORRY) - 4.0 * said[YES] * said[NO] + said[PLEASE]
-            + (1.0 + impatient) * said[SORRY] - 3.0 * said[NOW] + 2.0 * followed(NOW, PLEASE)
-            - 2.0 * (1 - said[STOP]) - 0.4 * (mask & (tokens != STOP)).sum(1))
+    n_words = (mask & (tokens != STOP)).sum(1)
+    return (
+        3.0 * said[YES] - said[NO] + 2.0 * followed(NO, SORRY) - 4.0 * said[YES] * said[NO]
+        + said[PLEASE] + (1.0 + impatient) * said[SORRY]
+        - 3.0 * said[NOW] + 2.0 * followed(NOW, PLEASE)
+        - 2.0 * (1 - said[STOP]) - 0.4 * n_words
+    )
 
 
 def written(tokens: Tensor) -> str:
-    """One row as text.
+    """A customer and the reply as text: (T,) -> str.
 
     >>> written(torch.tensor([5, 2, 4, 0, 0, 0]))
     'now → no sorry .'
