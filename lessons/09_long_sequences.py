@@ -29,12 +29,10 @@ from minigpt.models.long_attention import (
     CompressedAttention,
     compressed_attention,
     local_attention,
-    long_gpt,
-    lsh_attention,
-    lsh_buckets,
-    random_rotations,
+    make_long_gpt,
     score_entries,
 )
+from minigpt.models.lsh import lsh_attention, lsh_buckets, random_rotations
 from minigpt.text.tokenizers import WordTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
@@ -146,7 +144,7 @@ lesson.check("dark in the past: what no finished slot holds, and only that", sor
 
 # %% [markdown]
 # That gap is why Liu et al. alternate: a local layer sees the last tokens exactly, a compressed one sees everything coarsely. Their
-# model has five layers, L M L M L: `long_gpt(config, "LMLML")` is GPT with those in the place of its attention. Is it causal? Change the
+# model has five layers, L M L M L: `make_long_gpt(config, "LMLML")` is GPT with those in the place of its attention. Is it causal? Change the
 # tokens after t, and nothing may change up to t.
 #
 # (The paper does not say what the first tokens see. Its authors' code has slots of inputs 3j to 3j + 2, and puts the first input in front
@@ -154,7 +152,7 @@ lesson.check("dark in the past: what no finished slot holds, and only that", sor
 
 # %%
 form = GPTConfig.modern(vocab_size=19, context_length=40, n_layers=5, n_heads=2, d_model=16)
-model = long_gpt(form, "LMLML", block=8, generator=lesson.generator).double()
+model = make_long_gpt(form, "LMLML", block=8, generator=lesson.generator).double()
 text = torch.randint(19, (1, 40), generator=lesson.generator)
 moved = 0.0
 with torch.no_grad():
@@ -286,7 +284,7 @@ lesson.figure(fig, "who_looks_where")
 kept = {}
 for n_layers in (2, 4, 8):
     form = GPTConfig.modern(vocab_size=19, context_length=96, n_layers=n_layers, n_heads=2, d_model=16)
-    model = long_gpt(form, "LM" * (n_layers // 2), block=16, reversible=True, generator=torch.Generator().manual_seed(lesson.seed)).double()
+    model = make_long_gpt(form, "LM" * (n_layers // 2), block=16, reversible=True, generator=torch.Generator().manual_seed(lesson.seed)).double()
     text = torch.randint(19, (4, 96), generator=lesson.generator)
     gradients = {}
     for store in (False, True):
@@ -434,7 +432,8 @@ TALK = Grammar({"talk": ["They [laughed|quarrelled|talked] about [birds|bread|di
                          "The [clock|door|kettle|lamp|window] was [broken|loud|old|open]."]})
 VALUES = {kind: list(POOLS[pool]) for kind, pool in DECISIONS.items()}
 talk = [[word.strip() for word in tokens(sentence)] for sentence in TALK.sample_many(2000, seed=lesson.seed)]
-tokenizer = WordTokenizer.train([word for words in (*talk, DECISIONS, *VALUES.values(), ("Decided", ":", ".", "δ")) for word in words])
+decided = [*DECISIONS, *itertools.chain(*VALUES.values()), "Decided", ":", ".", "δ"]
+tokenizer = WordTokenizer.train([*itertools.chain(*talk), *decided])
 ASKED = 2 * len(DECISIONS)                                                              # the summary: a kind and its value, six times
 unread = sum(math.log2(len(values)) for values in VALUES.values())
 chance = sum(1 / len(values) for values in VALUES.values()) / len(VALUES)
@@ -463,13 +462,15 @@ def documents(n, length, seed):
     """(n, length) word numbers and (n, 6) places."""
     generator = torch.Generator().manual_seed(seed)
     written = [document(length, generator) for _ in range(n)]
-    return torch.tensor([tokenizer.encode(words) for words, _ in written]), torch.tensor([places for _, places in written])
+    tokens = torch.tensor([tokenizer.encode(words) for words, _ in written])
+    return tokens, torch.tensor([places for _, places in written])
 
 
 shown = document(96, torch.Generator().manual_seed(lesson.seed))[0]
 minutes, summary = " ".join(shown).replace(" .", ".").replace(" :", ":").replace("Decided", "DECIDED").split(" δ")
 print(textwrap.fill(minutes, 140, initial_indent="    ", subsequent_indent="    ") + "\n    δ" + summary)
-print(f"    {tokenizer.vocab_size} words; a summary costs {unread:.1f} bits unread, 0 read; a guess is right in {chance:.1%}")
+print(f"    {tokenizer.vocab_size} words; a summary costs {unread:.1f} bits unread, 0 read; "
+      f"a guess is right in {chance:.1%}")
 
 # %% [markdown]
 # A budget: the entries of the score matrices, all layers summed, for one head. For those papers it was a budget of memory; for full
@@ -514,8 +515,9 @@ def judge(model, test):
 
 def train_on_documents(layers, window, n_stages=4, **options):
     """A GPT with these layers that reads the newest `window` tokens, trained on the first stages."""
-    config = GPTConfig.modern(tokenizer.vocab_size, stages[n_stages - 1][0], n_layers=len(layers), n_heads=2, d_model=64)
-    model = long_gpt(config, layers, BLOCK, generator=torch.Generator().manual_seed(lesson.seed), **options).to(lesson.device)
+    config = GPTConfig.modern(tokenizer.vocab_size, stages[n_stages - 1][0],
+                              n_layers=len(layers), n_heads=2, d_model=64)
+    model = make_long_gpt(config, layers, BLOCK, generator=torch.Generator().manual_seed(lesson.seed), **options).to(lesson.device)
     model.window = window
     if "H" in layers:                                                                   # part 9: trained without hashing
         for block in model.blocks:

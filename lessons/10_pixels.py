@@ -18,18 +18,9 @@ from torch.nn.functional import pad
 from lessons.course import Lesson
 from minigpt import plotting
 from minigpt.models.counting import count_parameters
-from minigpt.models.pixels import (
-    DiagonalLSTM,
-    IndependentPixels,
-    MaskedConvolution,
-    NeighbourRegression,
-    PixelCNN,
-    PixelRNN,
-    complete,
-    image_bits,
-    pixel_mask,
-    sample,
-)
+from minigpt.models.pixel_cnn import MaskedConvolution, NeighbourRegression, PixelCNN, pixel_mask
+from minigpt.models.pixel_rnn import DiagonalLSTM, PixelRNN
+from minigpt.models.pixels import IndependentPixels, complete, image_bits, sample
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
 from minigpt.worlds.digits import FONTS, draw_digits

@@ -1,13 +1,18 @@
-"""The neural probabilistic language model: tokens become vectors, and similar vectors share what was learnt about them.
+"""The neural probabilistic language model: predict a token from the vectors of the last ones.
 
-    x = (C(w_{t−1}), C(w_{t−2}), …, C(w_{t−n+1}))        y = b + W x + U tanh(d + H x)        P(w_t | …) = softmax(y)
+    x = (C(w_{t−1}), C(w_{t−2}), …, C(w_{t−n+1}))                  the vectors of the last tokens
+    y = b + W x + U tanh(d + H x)                                  the logits
+    P(w_t | w_{t−1}, …, w_{t−n+1}) = softmax(y)
 
-An n-gram that was never counted tells an n-gram model nothing. Here its words have vectors, and sentences of similar
-words have been seen: what follows "the cat is walking" is expected after "a dog was running" too.
+An n-gram model knows nothing about an n-gram that it has not counted. This model gives similar
+vectors to words that are used alike. If it has read "a dog was running", it also expects what
+followed there after "the cat is walking".
 
-Source: course B and C, "Neural language models"; Bengio et al. 2003, eq. 1 and figure 1, letters as there.
-Deviations: the beginning of a text is padded with a learned vector of its own; the paper does not say what it did there.
-The paper's weight decay and step sizes are the training loop's business.
+Source: course C, "Neural probabilistic LMs"; Bengio et al. 2003, eq. 1 and figure 1, with the
+paper's letters.
+Deviation: the beginning of a text is padded with a learned vector. The paper does not say what
+stands there.
+Not here: the paper's weight decay and learning-rate schedule; training/loop.py has its own.
 
 Shapes: B batch, T time, V vocabulary, n order, m = d_embedding, h = d_hidden.
 """
@@ -15,36 +20,50 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt.models.checks import check_sizes
+from minigpt.text.representations import refuse_unknown_ids
+
 
 class NeuralLM(nn.Module):
-    """tokens (B, T) -> logits (B, T, V): logits[:, t] scores token t + 1 given the last n − 1 tokens, t included.
+    """tokens (B, T) -> logits (B, T, V).
 
+    logits[:, t] scores token t + 1 given the last n − 1 tokens, those from t − n + 2 to t.
     `generator` fixes the initial weights; without it they come from torch's global generator.
     """
 
-    context_length = 512                    # how much it is handed at once; it looks at the last order − 1 tokens only
+    context_length = 512                # tokens to read at once; only the last n − 1 are looked at
 
-    def __init__(self, order: int, vocab_size: int, d_embedding: int, d_hidden: int, generator: torch.Generator | None = None):
+    def __init__(
+        self, order: int, vocab_size: int, d_embedding: int, d_hidden: int,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
-        if order < 2 or min(vocab_size, d_embedding, d_hidden) < 1:
-            raise ValueError(f"order must be at least 2 (one token of context) and the sizes at least 1; got order {order}, "
-                             f"vocab_size {vocab_size}, d_embedding {d_embedding}, d_hidden {d_hidden}")
+        check_sizes(order=order, vocab_size=vocab_size, d_embedding=d_embedding, d_hidden=d_hidden)
+        if order == 1:
+            raise ValueError("order must be at least 2, so that there is a token of context, not 1")
         self.order, self.vocab_size = order, vocab_size
-        self.C = nn.Embedding(vocab_size + 1, d_embedding)                              # the last row stands for "before the beginning"
-        self.H = nn.Linear((order - 1) * d_embedding, d_hidden)                         # its bias is d
-        self.U = nn.Linear(d_hidden, vocab_size)                                        # its bias is b
-        self.W = nn.Linear((order - 1) * d_embedding, vocab_size, bias=False)           # the straight way past the hidden layer
-        # Vectors start small, so that what training adds is soon most of them, and tokens used alike get vectors alike;
-        # H makes up for it: its sums have order 1, where tanh starts to bend.
+        self.C = nn.Embedding(vocab_size + 1, d_embedding)  # row V stands for "before the text"
+        self.H = nn.Linear((order - 1) * d_embedding, d_hidden)         # its bias is d
+        self.U = nn.Linear(d_hidden, vocab_size)                        # its bias is b
+        self.W = nn.Linear((order - 1) * d_embedding, vocab_size, bias=False)
+        # The vectors start small, so that training soon decides most of them: then words that are
+        # used alike have similar vectors. H has larger weights in return, so that the inputs of
+        # tanh have a standard deviation near 1.
         nn.init.normal_(self.C.weight, std=0.1, generator=generator)
         for layer, std in ((self.H, 10), (self.U, 1), (self.W, 1)):
-            nn.init.normal_(layer.weight, std=std * layer.in_features**-0.5, generator=generator)
+            std = std * layer.in_features**-0.5
+            nn.init.normal_(layer.weight, std=std, generator=generator)
         for layer in (self.H, self.U):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        before = self.order - 2                                                         # a text's first prediction has one token to read
-        padded = F.pad(tokens, (before, 0), value=self.vocab_size)                      # (B, T + n − 2)
-        contexts = padded.unfold(1, self.order - 1, 1).flip(-1)                         # (B, T, n − 1), the newest first
-        x = self.C(contexts).flatten(2)                                                 # (B, T, n − 1, m) -> (B, T, (n − 1)·m)
-        return self.U(torch.tanh(self.H(x))) + self.W(x)                                # (B, T, V)
+        if tokens.dim() != 2 or tokens.size(1) == 0:
+            raise ValueError(
+                f"tokens are (batch, time) with at least one token, not {tuple(tokens.shape)}"
+            )
+        refuse_unknown_ids(tokens, self.vocab_size)         # id V is a row of C, but not a token
+        # The first prediction has one token before it, so n − 2 places are missing.
+        padded = F.pad(tokens, (self.order - 2, 0), value=self.vocab_size)  # (B, T + n − 2)
+        contexts = padded.unfold(1, self.order - 1, 1)                  # (B, T, n − 1)
+        x = self.C(contexts.flip(-1)).flatten(2)            # newest token first: (B, T, (n − 1)·m)
+        return self.U(torch.tanh(self.H(x))) + self.W(x)                # (B, T, V)

@@ -1,65 +1,98 @@
-"""N-gram: count what followed the last n − 1 tokens; where the counts are thin, lean on the counts of a shorter context.
+"""N-gram: predict a token from counts of what followed the last n − 1 tokens in a training text.
 
-    P_n(w | h) = ( c(hw) + κ d(h) P_{n−1}(w | h′) ) / ( c(h) + κ d(h) )                P_0(w) = 1/V
+    P_n(w | h) = ( c(hw) + κ d(h) P_{n−1}(w | h′) ) / ( c(h) + κ d(h) )            P_0(w) = 1/V
 
-h is the context of n − 1 tokens and h′ the same without its oldest; c(hw) is how often w followed h, c(h) = Σ_w c(hw), and
-d(h) how many different tokens followed h. A context that was followed by many different tokens is one to expect news
-from, so it hands more of its probability down. Summed over w the numerator is c(h) + κ d(h): P sums to 1 by construction.
+h is the context of n − 1 tokens, and h′ is h without its oldest token. c(hw) counts how often token
+w followed h, c(h) = Σ_w c(hw), and d(h) is the number of different tokens that followed h. If many
+different tokens followed h, a new token is likely to follow it too, so h′ gets more weight. The
+numerator sums to c(h) + κ d(h) over all w, so P sums to 1.
 
-Source: course C, "N-grams"; Witten and Bell 1991, method C, written as a recursion by Chen and Goodman 1998, §2 (κ = 1).
-κ → 0 gives the plain ratio c(hw) / c(h), the maximum-likelihood estimate: it holds all that was not counted to be
-impossible, so one new pair in a held-out text makes its loss infinite. A context never seen (c = d = 0) is P_{n−1} for any κ.
-Deviation: the first tokens of an input have fewer than n − 1 before them, and are predicted from those there are; no
-token for "beginning" is added.
-Not here: Kneser–Ney, whose lower orders count in how many contexts a token appeared; it is the better one, and longer.
+Source: Witten and Bell 1991, method C, written as a recursion by Chen and Goodman 1998, §2.
+Deviations: the method has κ = 1. With κ = 0 the formula is c(hw) / c(h), the maximum-likelihood
+estimate: an n-gram that was never counted has probability 0, and one such n-gram in a held-out text
+makes its loss infinite. A context that was never counted has c = d = 0; then P_n = P_{n−1} for
+any κ. The first tokens of an input have fewer than n − 1 tokens before them, and are predicted
+from those; no token for the beginning of a text is added.
+Not here: Kneser–Ney smoothing. It predicts better and takes more code: its lower orders count in
+how many contexts a token appeared.
 
-Shapes: B batch, T time, V vocabulary, U different contexts, N tokens of training text.
+Shapes: B batch, T time, V vocabulary, N tokens of training text, U different contexts, G different
+n-grams.
 """
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from minigpt.models.checks import check_sizes
 from minigpt.text.representations import refuse_unknown_ids
+
+LARGEST_SMOOTHING = 1e9                 # above it κ d(h) could overflow float32
+
+
+class NGramTable(NamedTuple):
+    """The n-grams of one length in a text, sorted by context, so that those of a context adjoin."""
+
+    contexts: Tensor                    # (U,) the code of each context, increasing
+    first: Tensor                       # (U,) where the context's n-grams begin in `tokens`
+    followers: Tensor                   # (U,) d(h)
+    tokens: Tensor                      # (G,) w, the last token of each n-gram
+    counts: Tensor                      # (G,) c(hw)
 
 
 class NGram:
-    """tokens (B, T) -> logits (B, T, V), which are log-probabilities: logits[:, t] scores token t + 1 given the last n − 1 tokens.
+    """tokens (B, T) -> logits (B, T, V), which are log-probabilities.
 
-    >>> tokens = torch.tensor([0, 1, 0, 1, 0, 2])
-    >>> NGram(order=2, vocab_size=3, smoothing=0.0).fit(tokens)(torch.tensor([[0]])).exp()      # 1 followed 0 twice, 2 once
+    logits[:, t] scores token t + 1 given the last n − 1 tokens, those from t − n + 2 to t.
+
+    >>> text = torch.tensor([0, 1, 0, 1, 0, 2])         # 1 followed 0 twice, and 2 followed 0 once
+    >>> NGram(order=2, vocab_size=3, smoothing=0.0).fit(text)(torch.tensor([[0]])).exp()
     tensor([[[0.0000, 0.6667, 0.3333]]])
     """
 
-    context_length = 512                    # how much it is handed at once; it looks at the last order − 1 tokens only
+    context_length = 512                # tokens to read at once; only the last n − 1 are looked at
 
     def __init__(self, order: int, vocab_size: int, smoothing: float = 1.0):
-        """`order` is n: 1 ignores the context, 2 looks one token back. `smoothing` is κ ≥ 0."""
-        if order < 1 or vocab_size < 1:
-            raise ValueError(f"order and vocab_size must be at least 1, not {order} and {vocab_size}")
-        if not 0 <= smoothing < math.inf:
-            raise ValueError(f"smoothing must be a number, 0 or more, not {smoothing}")
+        """`order` is n: 1 ignores the context, 2 looks at one token. `smoothing` is κ."""
+        check_sizes(order=order, vocab_size=vocab_size)
+        if not 0 <= smoothing <= LARGEST_SMOOTHING:
+            raise ValueError(
+                f"smoothing must be a number from 0 to {LARGEST_SMOOTHING:g}, not {smoothing}"
+            )
         if vocab_size**order > 2**63:
             largest = next(n for n in range(order, 0, -1) if vocab_size**n <= 2**63)
-            raise ValueError(f"order {order} over {vocab_size} tokens has {vocab_size}^{order} n-grams, and an int64 numbers 2^63; "
-                             f"take order {largest} or less, or a smaller vocabulary")
+            raise ValueError(
+                f"order {order} over {vocab_size} tokens has {vocab_size}^{order} n-grams, more "
+                f"than int64 can number; take order {largest} or less, or a smaller vocabulary"
+            )
         self.order, self.vocab_size, self.smoothing = order, vocab_size, smoothing
-        self.tables: list[tuple[Tensor, ...]] = []          # for each length of context, what `fit` counted
+        self.tables: list[NGramTable] = []                  # tables[k] has contexts of k tokens
 
     def fit(self, tokens: Tensor) -> "NGram":
-        """Counts every 1-, 2-, …, n-gram of a text (N,)."""
+        """Counts the n-grams of lengths 1 to `order` in one text (N,), and returns the model."""
         if tokens.dim() != 1 or len(tokens) < self.order:
-            raise ValueError(f"fit counts one text of shape (N,) with N at least {self.order}, the order; this one is {tuple(tokens.shape)}")
-        self.tables = []
+            raise ValueError(
+                f"fit counts one text of shape (N,) with N at least {self.order}, the order; "
+                f"this one has shape {tuple(tokens.shape)}"
+            )
+        tables = []
         for n in range(1, self.order + 1):
-            ngrams, counts = self.codes(tokens.unfold(0, n, 1)).unique(return_counts=True)      # sorted, so one context's lie together
-            contexts, followers = (ngrams // self.vocab_size).unique_consecutive(return_counts=True)        # (U,), (U,): d(h)
-            start = followers.cumsum(0) - followers                                             # where each context's n-grams begin
-            self.tables.append((contexts, start, followers, ngrams % self.vocab_size, counts))
+            codes = self.codes(tokens.unfold(0, n, 1))      # (N − n + 1, n) -> (N − n + 1,)
+            ngrams, counts = codes.unique(return_counts=True)                       # (G,), sorted
+            contexts, followers = (ngrams // self.vocab_size).unique_consecutive(
+                return_counts=True
+            )                                                                       # (U,), (U,)
+            first = followers.cumsum(0) - followers
+            last_tokens = ngrams % self.vocab_size
+            tables.append(NGramTable(contexts, first, followers, last_tokens, counts))
+        self.tables = tables
         return self
 
     def codes(self, grams: Tensor) -> Tensor:
-        """One whole number for each run of tokens, its digits in base V, the oldest first: (..., n) -> (...)."""
+        """One number for each sequence of n tokens: (..., n) -> (...).
+
+        Its digits in base V are the tokens, the oldest first.
+        """
         refuse_unknown_ids(grams, self.vocab_size)
         code = grams.new_zeros(grams.shape[:-1], dtype=torch.int64)
         for i in range(grams.size(-1)):
@@ -67,56 +100,87 @@ class NGram:
         return code
 
     def find(self, contexts: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Where each context code stands among those counted, and whether it is there: (...) -> (...), (...)."""
+        """Looks up the codes of contexts of `length` tokens: (...) -> (...), (...) bool.
+
+        Returns the row of each context in the table of its length, and whether it was counted.
+        """
         if not self.tables:
             raise ValueError("nothing has been counted yet; call fit(tokens) first")
-        known = self.tables[length][0]
-        place = torch.searchsorted(known, contexts).clamp(max=len(known) - 1)
-        return place, known[place] == contexts
+        known = self.tables[length].contexts
+        row = torch.searchsorted(known, contexts).clamp(max=len(known) - 1)
+        return row, known[row] == contexts
+
+    def ngrams_after(self, rows: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The counted n-grams after some contexts, given by their rows (U,) in the table.
+
+        Returns for each n-gram which of the U contexts it belongs to, its last token w and its
+        count c(hw): (Σd,) three times, where d is the number of n-grams after a context.
+        """
+        table = self.tables[length]
+        d = table.followers[rows]                                                   # (U,)
+        owner = torch.arange(len(d), device=d.device).repeat_interleave(d)          # (Σd,)
+        begin = d.cumsum(0) - d                             # (U,) where an owner's n-grams begin
+        within = torch.arange(len(owner), device=d.device) - begin[owner]           # 0 … d − 1
+        ngram = table.first[rows][owner] + within
+        return owner, table.tokens[ngram], table.counts[ngram]
 
     def probabilities(self, contexts: Tensor, length: int) -> Tensor:
-        """P(w | h) for codes of different contexts of one length: (U,) -> (U, V)."""
-        if length:                                          # h′: the oldest token is the leading digit
-            shorter, back = (contexts % self.vocab_size ** (length - 1)).unique(return_inverse=True)
-            p = self.probabilities(shorter, length - 1)[back]                                   # (U′, V) -> (U, V)
+        """P(w | h) for the codes of different contexts of `length` tokens: (U,) -> (U, V)."""
+        # 1. P_{n−1}(w | h′). The oldest token is the leading digit of the code.
+        if length == 0:
+            uniform = 1 / self.vocab_size
+            p = torch.full((len(contexts), self.vocab_size), uniform, device=contexts.device)
         else:
-            p = torch.full((len(contexts), self.vocab_size), 1 / self.vocab_size, device=contexts.device)
-        place, seen = self.find(contexts, length)
-        rows, place = seen.nonzero()[:, 0], place[seen]                                         # only these have anything to add
-        _, start, followers, tokens, counts = self.tables[length]
-        start, d = start[place], followers[place]
-        # Each context has its own number of n-grams, lying side by side: list them all, and in `owner` whose they are.
-        owner = torch.arange(len(d), device=d.device).repeat_interleave(d)                      # (Σ d)
-        listed = start[owner] + torch.arange(len(owner), device=d.device) - (d.cumsum(0) - d)[owner]
-        c = counts[listed].to(p)
-        total = p.new_zeros(len(d)).index_add(0, owner, c) + self.smoothing * d                 # c(h) + κ d(h)
-        p[rows] *= (self.smoothing * d / total)[:, None]                                        # (U_seen, V)
-        p[rows[owner], tokens[listed]] += c / total[owner]
+            codes = contexts % self.vocab_size ** (length - 1)
+            shorter, back = codes.unique(return_inverse=True)
+            p = self.probabilities(shorter, length - 1)[back]                       # (U, V)
+        # 2. P_n(w | h), where h was counted. Elsewhere P_n = P_{n−1}.
+        row, counted = self.find(contexts, length)
+        seen, row = counted.nonzero()[:, 0], row[counted]                           # (U_seen,)
+        owner, tokens, counts = self.ngrams_after(row, length)
+        weight = self.smoothing * self.tables[length].followers[row]                # κ d(h)
+        counts = counts.to(p)
+        total = p.new_zeros(len(row)).index_add(0, owner, counts) + weight          # c(h) + κ d(h)
+        p[seen] *= (weight / total)[:, None]                                        # (U_seen, V)
+        p[seen[owner], tokens] += counts / total[owner]
         return p
 
     def next_token_probabilities(self, contexts: Tensor) -> Tensor:
-        """P(w | h) for contexts of k ≤ n − 1 tokens, the newest last: (..., k) -> (..., V). k = 0 asks for P_1."""
+        """P(w | h) for contexts of k ≤ n − 1 tokens, the newest last: (..., k) -> (..., V).
+
+        Contexts of k = 0 tokens give P_1, the distribution of a token without context.
+        """
         length = contexts.size(-1)
         if length >= self.order:
-            raise ValueError(f"an n-gram of order {self.order} looks at {self.order - 1} tokens at most, not {length}; "
-                             f"give the last {self.order - 1}")
+            raise ValueError(
+                f"an n-gram of order {self.order} looks at {self.order - 1} tokens at most, "
+                f"not {length}; give the last {self.order - 1}"
+            )
         different, back = self.codes(contexts).unique(return_inverse=True)
         return self.probabilities(different, length)[back]
 
     def contexts(self, tokens: Tensor) -> list[Tensor]:
-        """What each position looks at: each of the first few by itself (B, 1, t), the rest together (B, T − n + 2, n − 1)."""
+        """The context of each position of tokens (B, T), grouped by length.
+
+        The first n − 2 positions have shorter contexts: (B, 1, 1), (B, 1, 2), …, (B, 1, n − 2).
+        The other positions come together, (B, T − n + 2, n − 1).
+        """
         if tokens.dim() != 2 or tokens.size(1) == 0:
-            raise ValueError(f"tokens are (batch, time) with at least one token, not {tuple(tokens.shape)}")
+            raise ValueError(
+                f"tokens are (batch, time) with at least one token, not {tuple(tokens.shape)}"
+            )
         length = min(self.order - 1, tokens.size(1))
-        pieces = [tokens[:, None, :t] for t in range(1, length)]
+        shorter = [tokens[:, None, :t] for t in range(1, length)]
         ends = torch.arange(max(length, 1), tokens.size(1) + 1, device=tokens.device)
-        columns = ends[:, None] - length + torch.arange(length, device=tokens.device)           # (T − n + 2, n − 1)
-        return pieces + [tokens[:, columns]]
+        back = torch.arange(-length, 0, device=tokens.device)                       # (n − 1,)
+        columns = ends[:, None] + back                                  # (T − n + 2, n − 1)
+        return [*shorter, tokens[:, columns]]
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        pieces = [self.next_token_probabilities(c) for c in self.contexts(tokens)]              # (B, t, V) each
+        pieces = [self.next_token_probabilities(c) for c in self.contexts(tokens)]  # (B, t, V) each
         return torch.cat(pieces, dim=1).log()
 
     def seen(self, tokens: Tensor) -> Tensor:
-        """Whether the context that each position predicts from was ever counted: (B, T) -> (B, T) bool."""
-        return torch.cat([self.find(self.codes(c), c.size(-1))[1] for c in self.contexts(tokens)], dim=1)
+        """Whether the context of each position was counted: (B, T) -> (B, T) bool."""
+        pieces = [self.find(self.codes(c), c.size(-1))[1] for c in self.contexts(tokens)]
+        return torch.cat(pieces, dim=1)

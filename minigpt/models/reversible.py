@@ -1,75 +1,127 @@
-"""Reversible layers: activations computed back from outputs, so that none are kept.
+"""Reversible layers: the inputs of a layer are computed from its outputs, so they are not stored.
 
-    y₁ = x₁ + F(x₂),  y₂ = x₂ + G(y₁)     x₂ = y₂ − G(y₁),  x₁ = y₁ − F(x₂)
+    y₁ = x₁ + F(x₂)            y₂ = x₂ + G(y₁)                  forward
+    x₂ = y₂ − G(y₁)            x₁ = y₁ − F(x₂)                  inverse
 
-Source: Gomez et al. 2017; Kitaev, Kaiser and Levskaya 2020 (Reformer), §3.
+A block of GPT computes x + attention and then x + feed-forward. Here there are two streams x₁ and
+x₂, F is the attention and G is the feed-forward network. The backward pass starts from the outputs
+of the last layer and computes one layer's inputs and gradients at a time:
+
+    ∂L/∂y₁ ← ∂L/∂y₁ + ∂L/∂y₂ · ∂G/∂y₁,  then  ∂L/∂x₁ = ∂L/∂y₁,  ∂L/∂x₂ = ∂L/∂y₂ + ∂L/∂y₁ · ∂F/∂x₂
+
+The memory does not grow with the number of layers. In return F and G are computed twice, and the
+recomputed inputs carry rounding errors.
+
+Source: Gomez et al. 2017, §3.1 and algorithm 1; for transformers Kitaev, Kaiser and Levskaya 2020
+(Reformer), §3.
+Deviation: the two streams end in their mean, where Reformer concatenates them.
+Not here: dropout, because F and G must return the same when they are computed again; a cache for
+generation; Reformer's feed-forward network that reads a few tokens at a time.
+
+Shapes: B batch, T time, C = d_model.
 """
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from minigpt.models.attention import KVCache
 
-# Reversible layers. A block x + attention, x + mlp becomes F and G on two streams; what a layer was given is computed
-# back from what it returned, so of all layers only the last one's output is kept.
+Function = Callable[[Tensor], Tensor]       # F or G: (B, T, C) -> (B, T, C)
 
-class _Reversible(torch.autograd.Function):
-    """Runs (F, G) pairs without a graph, and backwards builds one pair's graph at a time."""
+
+def run(pairs: list[tuple[Function, Function]], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+    """The forward pass of layers that are pairs (F, G): two streams (B, T, C) -> the same."""
+    for f, g in pairs:
+        x1 = x1 + f(x2)
+        x2 = x2 + g(x1)
+    return x1, x2
+
+
+def value_and_gradients(
+    function: Function, x: Tensor, upstream: Tensor, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """function(x), upstream · ∂function/∂x, and upstream · ∂function/∂p for each parameter p.
+
+    The gradient of a parameter that the function does not use is None.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = function(x)
+        dx, *dp = torch.autograd.grad(value, (x, *parameters), upstream, allow_unused=True)
+    return value.detach(), dx, dp
+
+
+def add(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, where None is 0."""
+    if total is None or gradient is None:
+        return gradient if total is None else total
+    return total + gradient
+
+
+class ReversibleLayers(torch.autograd.Function):
+    """`run` without a graph. Its backward pass builds the graph of one layer at a time."""
 
     @staticmethod
-    def forward(ctx, x1: Tensor, x2: Tensor, pairs: list, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        for f, g in pairs:                                              # no graph: a Function's forward runs without one
-            x1 = x1 + f(x2)
-            x2 = x2 + g(x1)
+    def forward(
+        ctx, x1: Tensor, x2: Tensor, pairs: list[tuple[Function, Function]], *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        y1, y2 = run(pairs, x1, x2)                         # autograd records nothing in here
         ctx.pairs, ctx.parameters = pairs, parameters
-        ctx.save_for_backward(x1, x2)
-        return x1, x2
+        ctx.save_for_backward(y1, y2)
+        return y1, y2
 
     @staticmethod
-    def backward(ctx, d1: Tensor, d2: Tensor):
+    def backward(ctx, d1: Tensor, d2: Tensor) -> tuple[Tensor | None, ...]:
         y1, y2 = ctx.saved_tensors
         gradients = [None] * len(ctx.parameters)
-
-        def through(function, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
-            """function(x), and upstream · ∂function/∂x; the parameters' shares are added to `gradients`."""
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                value = function(x)
-                dx, *rest = torch.autograd.grad(value, (x, *ctx.parameters), upstream, allow_unused=True)
-            for i, gradient in enumerate(rest):
-                if gradient is not None:
-                    gradients[i] = gradient if gradients[i] is None else gradients[i] + gradient
-            return value.detach(), dx
-
         for f, g in reversed(ctx.pairs):
-            value, dx = through(g, y1, d2)                              # y₂ = x₂ + G(y₁)
-            y2, d1 = y2 - value, d1 + dx
-            value, dx = through(f, y2, d1)                              # y₁ = x₁ + F(x₂), and y2 now holds x₂
-            y1, d2 = y1 - value, d2 + dx
+            # y₂ = x₂ + G(y₁) gives x₂, and y₁'s second gradient.
+            value, dy1, from_g = value_and_gradients(g, y1, d2, ctx.parameters)
+            x2, d1 = y2 - value, d1 + dy1
+            # y₁ = x₁ + F(x₂) gives x₁, and x₂'s second gradient.
+            value, dx2, from_f = value_and_gradients(f, x2, d1, ctx.parameters)
+            x1, d2 = y1 - value, d2 + dx2
+            gradients = [add(add(p, a), b) for p, a, b in zip(gradients, from_g, from_f)]
+            y1, y2 = x1, x2                                 # the outputs of the layer below
         return d1, d2, None, *gradients
 
 
-class Reversible(nn.Module):
-    """GPT's blocks on two streams: (B, T, C) -> (B, T, C). Both streams start as x, and their mean is what comes out.
+def attention_and_feed_forward(block: nn.Module, options: dict) -> tuple[Function, Function]:
+    """F and G of a block of GPT. `options` are those of its attention: rotary, mask."""
+    def attention(x: Tensor) -> Tensor:
+        return block.attention(block.norm1(x), causal=True, **options)
 
-    `store` keeps every activation instead, as autograd does: the same numbers, for comparison.
+    def feed_forward(x: Tensor) -> Tensor:
+        return block.feed_forward(block.norm2(x))
+
+    return attention, feed_forward
+
+
+class Reversible(nn.Module):
+    """GPT's blocks as reversible layers: (B, T, C) -> (B, T, C).
+
+    Both streams start as x, and the result is the mean of their ends. With `store` set to True,
+    autograd stores all activations as usual and gives the same numbers, for comparison.
     """
 
-    def __init__(self, blocks: nn.ModuleList, store: bool = False):
+    def __init__(self, blocks: nn.ModuleList):
         super().__init__()
         if any(block.post_norm for block in blocks):
-            raise ValueError("a post-norm block replaces its input and cannot be reversed; use post_norm=False")
-        self.blocks, self.store = blocks, store
+            raise ValueError(
+                "a post-norm block replaces its input and cannot be reversed; use post_norm=False"
+            )
+        self.blocks, self.store = blocks, False
 
     def forward(self, x: Tensor, cache: KVCache | None = None, **options) -> Tensor:
         if cache is not None:
-            raise ValueError("reversible layers are for training and keep no cache; call them with cache=None")
-        pairs = [(lambda x, b=block: b.attention(b.norm1(x), causal=True, **options), lambda x, b=block: b.feed_forward(b.norm2(x)))
-                 for block in self.blocks]
+            raise ValueError(
+                "reversible layers are for training and keep no cache; call them with cache=None"
+            )
+        pairs = [attention_and_feed_forward(block, options) for block in self.blocks]
         if self.store:
-            x1, x2 = x, x
-            for f, g in pairs:
-                x1 = x1 + f(x2)
-                x2 = x2 + g(x1)
+            y1, y2 = run(pairs, x, x)
         else:
-            x1, x2 = _Reversible.apply(x, x, pairs, *(p for p in self.blocks.parameters() if p.requires_grad))
-        return (x1 + x2) / 2
+            parameters = [p for p in self.blocks.parameters() if p.requires_grad]
+            y1, y2 = ReversibleLayers.apply(x, x, pairs, *parameters)
+        return (y1 + y2) / 2

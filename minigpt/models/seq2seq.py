@@ -1,16 +1,19 @@
-"""Sequence to sequence: one network reads a sentence, another writes its translation, and attention says where to look while writing.
+"""Sequence to sequence: an encoder reads a sentence and a decoder writes its translation.
 
-    encoder     hᵢ = [→hᵢ ; ←hᵢ]                                      a BiLSTM's annotation of source word i
-    attention   αₜᵢ = softmaxᵢ( vᵀ tanh(W[sₜ₋₁ ; hᵢ]) )               how much word t to be written takes from source word i
-                cₜ = Σᵢ αₜᵢ hᵢ
-    decoder     sₜ = LSTM(sₜ₋₁, [yₜ₋₁ ; cₜ])        P(yₜ | y_<ₜ, x) = softmax(W_o tanh(W_s sₜ + W_c cₜ))
+    encoder     hᵢ = [→hᵢ ; ←hᵢ]                        a BiLSTM's annotation of source word i
+    attention   αₜᵢ = softmaxᵢ( vᵀ tanh(W_a [sₜ₋₁ ; hᵢ]) )      weight of source word i at step t
+                cₜ = Σᵢ αₜᵢ hᵢ                          the context of target word t
+    decoder     s₀ = tanh(W₀ [→h_S ; ←h₁])
+                sₜ = LSTM(sₜ₋₁, [yₜ₋₁ ; cₜ])
+                P(yₜ | y_<ₜ, x) = softmax(W_o tanh(W_s sₜ + W_c cₜ))
 
-Without attention cₜ = [→h_S ; ←h₁] for every t: whatever the sentence said must pass through this one vector.
+Without attention, cₜ = [→h_S ; ←h₁] at every t: one vector has to hold the whole sentence.
 
-Source: course C, "Attention in RNNs"; Bahdanau et al. 2015, §3 and eq. 4–6; without attention Cho et al. 2014, §2.2.
-Deviations: LSTMs for their gated units; one tanh layer for their maxout, which reads sₜ and cₜ where theirs reads sₜ₋₁, yₜ₋₁ and cₜ
-(§A.2.2); and the decoder starts from both ends of the encoder, s₀ = tanh(W[→h_S ; ←h₁]), where they take ←h₁ (so that with and
-without attention differ in cₜ alone).
+Source: course C, "RNNs: a Machine Translation example" and "Attention Modules"; Bahdanau et al.
+2015, §3, eq. 4–6; without attention, Cho et al. 2014, §2.2.
+Deviations: LSTMs replace the paper's gated units. One tanh layer that reads sₜ and cₜ replaces the
+maxout layer that reads sₜ₋₁, yₜ₋₁ and cₜ (§A.2.2). The paper computes s₀ from ←h₁ alone; here it
+comes from both ends, so that the models with and without attention differ in cₜ only.
 Not here: several layers, dropout.
 
 Shapes: B batch, S source words, T target words, E embedding, H hidden units, V target vocabulary.
@@ -23,12 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.models.attention import AdditiveAttention
+from minigpt.models.checks import TokenEmbedding, check_fields
 from minigpt.models.recurrent import LSTM, BiLSTM
 
 
 @dataclass(frozen=True)
 class Seq2SeqConfig:
-    """What fixes the model's shape. Encoder, decoder and attention all have `d_hidden` units (in each direction)."""
+    """The sizes of the model. Encoder (per direction), decoder and attention have `d_hidden` units.
+
+    With `attention` False, the context is the same vector at every step.
+    """
 
     source_vocab_size: int
     target_vocab_size: int
@@ -36,102 +43,134 @@ class Seq2SeqConfig:
     d_hidden: int = 64
     attention: bool = True
 
+    def __post_init__(self):
+        check_fields(self)
+
 
 @dataclass
 class DecoderState:
-    """What the decoder knows: the sentence it translates, and where it stands. One of these is a whole cache."""
+    """The encoded sentences and the decoder's state after the words so far.
+
+    It is also the decoder's cache for `generate` and `beam_search`.
+    """
 
     annotations: Tensor             # (B, S, 2H) hᵢ
-    projected: Tensor | None        # (B, S, H)  the hᵢ half of the score, the same at every step; None without attention
+    projected: Tensor | None        # (B, S, H)  hᵢ's part of W_a [s ; hᵢ]; None without attention
     mask: Tensor                    # (B, S)     True at source words
     summary: Tensor                 # (B, 2H)    [→h_S ; ←h₁]
-    h: Tensor                       # (B, H)     sₜ₋₁, what the decoder shows
-    c: Tensor                       # (B, H)     and what it remembers
+    h: Tensor                       # (B, H)     sₜ₋₁, the hidden state of the decoder
+    c: Tensor                       # (B, H)     its memory cell
 
     def select(self, rows: Tensor) -> None:
-        """Keeps these rows of the batch, in this order, repeats allowed: what beam search does to its survivors."""
+        """Keeps these rows of the batch, in this order, repeats allowed; for beam search."""
         for name, value in vars(self).items():
             if value is not None:
                 setattr(self, name, value[rows])
 
 
 class Seq2Seq(nn.Module):
-    """source (B, S), lengths (B,), target (B, T) -> logits (B, T, V): logits[:, t] scores target word t + 1 given words 0..t and the source.
+    """source (B, S), lengths (B,), target (B, T) -> logits (B, T, V).
 
-    Rows are padded on the right with any id. A row gives the same numbers as it does alone.
+    logits[:, t] scores target word t + 1 given words 0 to t and the source. Source rows are padded
+    on the right with any id, and a padded row gives the same logits as the row alone. `generator`
+    fixes the initial weights; without it they come from torch's global generator.
     """
 
     def __init__(self, config: Seq2SeqConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
         E, H = config.d_embedding, config.d_hidden
-        self.source_embedding = nn.Embedding(config.source_vocab_size, E)
-        self.target_embedding = nn.Embedding(config.target_vocab_size, E)
+        self.source_embedding = TokenEmbedding(config.source_vocab_size, E)
+        self.target_embedding = TokenEmbedding(config.target_vocab_size, E)
         self.encoder = BiLSTM(E, H, generator)
-        self.start = nn.Linear(2 * H, H)
+        self.start = nn.Linear(2 * H, H)                                # W₀
         self.decoder = LSTM(E + 2 * H, H, generator)
         self.attention = AdditiveAttention(H, 2 * H, H, generator) if config.attention else None
-        self.hidden = nn.Linear(3 * H, H)
-        self.out_embedding = nn.Linear(H, config.target_vocab_size)     # a vector a word, and so, for the optimizer, an embedding
+        self.hidden = nn.Linear(3 * H, H)                               # [W_s W_c]
+        # W_o. It holds a vector for each word, and its name tells the optimizer that, like the
+        # input embeddings, it is an embedding.
+        self.out_embedding = nn.Linear(H, config.target_vocab_size)
         for embedding in (self.source_embedding, self.target_embedding):
             nn.init.normal_(embedding.weight, generator=generator)
         for linear in (self.start, self.hidden, self.out_embedding):
-            nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features), generator=generator)
+            std = 1 / math.sqrt(linear.in_features)
+            nn.init.normal_(linear.weight, std=std, generator=generator)
             nn.init.zeros_(linear.bias)
 
     def encode(self, source: Tensor, lengths: Tensor) -> DecoderState:
-        """Reads source (B, S), of which the first `lengths` (B,) of each row count. ValueError if a length does not fit."""
-        if lengths.shape != source.shape[:1] or not ((lengths >= 1) & (lengths <= source.size(1))).all() or not len(source):
-            raise ValueError(f"lengths must be {source.size(0)} numbers from 1 to {source.size(1)}, the width of the batch, "
-                             f"not {lengths.tolist()}")
-        mask = torch.arange(source.size(1), device=source.device) < lengths[:, None]            # (B, S)
-        annotations = self.encoder(self.source_embedding(source), mask)                         # (B, S, E) -> (B, S, 2H)
-        rightwards, leftwards = annotations.chunk(2, dim=-1)                                    # (B, S, H)
-        # At pads an LSTM hands its state on, so the last column holds →h at each row's own last word.
-        summary = torch.cat([rightwards[:, -1], leftwards[:, 0]], dim=-1)                       # (B, 2H)
-        h = self.start(summary).tanh()                                                          # (B, H)
-        projected = self.attention.project(annotations) if self.attention else None             # (B, S, H)
+        """Reads source (B, S), whose row b holds lengths[b] words and then padding."""
+        if source.dim() != 2 or len(source) == 0:
+            raise ValueError(
+                f"source is (batch, words) with at least one row, not {tuple(source.shape)}"
+            )
+        B, S = source.shape
+        if lengths.shape != (B,) or not ((lengths >= 1) & (lengths <= S)).all():
+            raise ValueError(
+                f"lengths must be {B} numbers from 1 to {S}, the width of the batch, "
+                f"not {lengths.tolist()}"
+            )
+        mask = torch.arange(S, device=source.device) < lengths[:, None]         # (B, S)
+        annotations = self.encoder(self.source_embedding(source), mask)         # (B, S, 2H)
+        rightwards, leftwards = annotations.chunk(2, dim=-1)                    # (B, S, H)
+        # At padding an LSTM keeps its state, so the last column is →h after each row's last word.
+        summary = torch.cat([rightwards[:, -1], leftwards[:, 0]], dim=-1)       # (B, 2H)
+        h = self.start(summary).tanh()                                          # (B, H)
+        projected = self.attention.project(annotations) if self.attention else None
         return DecoderState(annotations, projected, mask, summary, h, torch.zeros_like(h))
 
     def decode(self, target: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None]:
-        """Reads target words (B, T), starting from `state`, which moves on: logits (B, T, V), and weights α (B, T, S) or None.
+        """Reads target words (B, T) from `state` on, and updates `state`.
 
-        All T at once when the translation is known (teacher forcing), one at a time while it is being written: the same numbers.
+        Returns logits (B, T, V), and the weights α (B, T, S), or None without attention. In
+        training the whole translation is given (teacher forcing); in generation the words come one
+        call at a time. Both give the same logits.
         """
-        if target.size(1) == 0:
-            raise ValueError("decoding starts from at least one target word, the start symbol")
-        y = self.target_embedding(target)                                                       # (B, T, E)
-        W_y, W_c = self.decoder.W.split([y.size(-1), state.summary.size(-1)], dim=1)            # (4H, E), (4H, 2H)
-        states, contexts, weights = [], [], []
-        for projected in (y @ W_y.T + self.decoder.b).unbind(1):                                # T times (B, 4H)
+        B = len(state.h)
+        if target.dim() != 2 or len(target) != B or target.size(1) == 0:
+            raise ValueError(
+                f"target is ({B}, words), a row for each source, with at least one word, the "
+                f"start symbol; not {tuple(target.shape)}"
+            )
+        y = self.target_embedding(target)                                       # (B, T, E)
+        sizes = [y.size(-1), state.summary.size(-1)]
+        W_y, W_c = self.decoder.W.split(sizes, dim=1)                           # (4H, E), (4H, 2H)
+        states, weights = [], []
+        for projected in (y @ W_y.T + self.decoder.b).unbind(1):                # T times (B, 4H)
             context = state.summary
             if self.attention:
-                context, weight = self.attention(state.h[:, None], state.annotations, state.mask, state.projected)     # (B, 1, 2H), (B, 1, S)
-                context = context[:, 0]                                                         # (B, 2H)
+                context, weight = self.attention(
+                    state.h[:, None], state.annotations, state.mask, state.projected
+                )                                                       # (B, 1, 2H), (B, 1, S)
+                context = context[:, 0]                                         # (B, 2H)
                 weights.append(weight)
-            state.h, state.c = self.decoder.step(projected + context @ W_c.T, state.h, state.c)
-            states.append(torch.cat([state.h, context], dim=-1))                                # (B, 3H)
-        logits = self.out_embedding(self.hidden(torch.stack(states, dim=1)).tanh())             # (B, T, 3H) -> (B, T, H) -> (B, T, V)
-        return logits, torch.cat(weights, dim=1) if weights else None
+            projected = projected + context @ W_c.T
+            state.h, state.c = self.decoder.step(projected, state.h, state.c)
+            states.append(torch.cat([state.h, context], dim=-1))                # (B, 3H)
+        hidden = self.hidden(torch.stack(states, dim=1)).tanh()                 # (B, T, H)
+        return self.out_embedding(hidden), torch.cat(weights, dim=1) if weights else None
 
     def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
         return self.decode(target, self.encode(source, lengths))[0]
 
     def decoder_for(self, source: Tensor, lengths: Tensor) -> "Decoder":
-        """A language model of translations of these sentences, for `generate` and `beam_search`."""
+        """The language model of the translations of these sentences, for `generate`."""
         return Decoder(self, self.encode(source, lengths))
 
 
 class Decoder:
-    """P(translation | these sources) as a language model: tokens (B, T) -> logits (B, T, V), each row for its own source."""
+    """P(translation | source) as a language model: tokens (B, T) -> logits (B, T, V).
 
-    context_length = sys.maxsize                                        # an LSTM's state does not run out of room
+    Row b scores translations of source b.
+    """
+
+    context_length = sys.maxsize        # the state has a fixed size, so there is no limit
 
     def __init__(self, model: Seq2Seq, start: DecoderState):
         self.model, self.start = model, start
 
     def new_cache(self) -> list[DecoderState]:
-        return [replace(self.start)]                                    # a copy: the start stays where it is
+        return [replace(self.start)]                        # a copy, since `decode` updates it
 
     def __call__(self, tokens: Tensor, cache: list[DecoderState] | None = None) -> Tensor:
-        return self.model.decode(tokens, (self.new_cache() if cache is None else cache)[0])[0]
+        (state,) = self.new_cache() if cache is None else cache
+        return self.model.decode(tokens, state)[0]
