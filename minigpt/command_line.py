@@ -1,35 +1,169 @@
-"""The command line that `python -m minigpt` and `python -m lessons` share: a parser with one-line errors, and the device check."""
+"""What the two command lines share: `python -m minigpt` and `python -m lessons`.
+
+A parser whose errors are one line, checks of flags, and one place that ends a command in order:
+an error is one line and status 2, Ctrl-C is status 130, and a closed pipe (`| head -1`) is 141,
+which is what a shell reports for a program that was stopped by either. A character that the
+terminal cannot show becomes "?", and stops nothing.
+
+PyTorch is imported only where it is needed: until then `--help` and Ctrl-C act at once.
+"""
 import argparse
 import difflib
+import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
 
-import torch
+USER_ERROR, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+LARGEST_SEED = 2**32 - 1                # numpy takes no larger one
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line and names the nearest flag or command."""
+    """An argparse parser whose errors are one line and suggest the nearest flag or command."""
 
     def words(self) -> list[str]:
-        """Every flag and command this parser and its sub-parsers know."""
+        """All flags and commands of this parser and of its sub-parsers."""
         own = []
         for action in self._actions:
             own += action.option_strings
             if isinstance(action, argparse._SubParsersAction):
-                own += [word for name, sub in action.choices.items() for word in [name, *sub.words()]]
+                for name, sub in action.choices.items():
+                    own += [name, *sub.words()]
         return own
 
     def error(self, message: str):
-        match = re.match(r"unrecognized arguments: (\S+)", message) or re.match(r"argument \w+: invalid choice: '(\S+)'", message)
+        match = (re.match(r"unrecognized arguments: (\S+)", message)
+                 or re.match(r"argument \w+: invalid choice: '(\S+)'", message))
         near = difflib.get_close_matches(match[1].split("=")[0], self.words(), 1) if match else []
-        print(f"{self.prog}: {message}" + (f"; did you mean {near[0]}?" if near else ""), file=sys.stderr)
-        raise SystemExit(2)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"{self.prog}: {' '.join(message.split())}{hint}", file=sys.stderr)
+        raise SystemExit(USER_ERROR)
 
 
-def use_device(name: str) -> torch.device:
+def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `smallest` to `largest`.
+
+    >>> whole_number(1, 10)("7")
+    7
+    >>> whole_number(1)("0")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: needs a whole number of at least 1, not 0
+    """
+    span = f"of at least {smallest}" if largest is None else f"from {smallest} to {largest}"
+
+    def parse(text: str) -> int:
+        shown = text if len(text) < 40 else text[:40] + "…"
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text):
+            raise argparse.ArgumentTypeError(f"needs a whole number {span}, not {shown}")
+        value = int(text)
+        if value < smallest or largest is not None and value > largest:
+            raise argparse.ArgumentTypeError(f"needs a whole number {span}, not {shown}")
+        return value
+
+    return parse
+
+
+seed = whole_number(0, LARGEST_SEED)
+
+
+def use_device(name: str):
+    """The torch.device of that name; ValueError if this machine does not have it."""
+    import torch
     try:
         torch.zeros(1, device=name)
         return torch.device(name)
-    except Exception:                                                   # one kind of error for each back end
-        present = ["cpu"] + (["cuda"] if torch.cuda.is_available() else []) + (["mps"] if torch.backends.mps.is_available() else [])
-        raise ValueError(f"device {name!r} is not on this machine; there is {', '.join(present)}") from None
+    except Exception:                                   # each back end raises errors of its own
+        present = ["cpu"]
+        present += ["cuda"] if torch.cuda.is_available() else []
+        present += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(f"device {name!r} is not on this machine; there is "
+                         f"{', '.join(present)}") from None
+
+
+def prepare_streams() -> None:
+    """Lets stdout and stderr take any character, also where they are closed or a narrow encoding.
+
+    A closed stream becomes the null device. Otherwise the next file to be opened, perhaps a
+    checkpoint, would get the stream's number, and messages would be written into it.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))     # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def run_command(name: str, work: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit status. An error is one line that begins with `name`."""
+    prepare_streams()
+    try:
+        try:
+            return work() or 0
+        finally:
+            sys.stdout.flush()                          # a pipe that is closed is noticed here
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        close_broken_streams()
+        return CLOSED_PIPE
+    except (ValueError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"{name}: {line}", file=sys.stderr)
+        return USER_ERROR
+
+
+def one_line(error: Exception) -> str | None:
+    """What a user is told of an error; None for a RuntimeError that is a mistake in the program."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename or 'while writing'}"
+    message = " ".join(str(error).split())
+    if isinstance(error, (MemoryError, RuntimeError)):
+        if isinstance(error, RuntimeError) and not re.search("memory|too large|overflow", message):
+            return None
+        return ("this machine's memory is not enough; take a smaller model, batch or context"
+                + (f" ({message[:150]})" if message else ""))
+    return message
+
+
+def close_broken_streams() -> None:
+    """Points stdout and stderr to the null device, if writing to them fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
+@contextmanager
+def importing():
+    """Ctrl-C ends the program at once and without a word: nothing has been done yet.
+
+    For imports that take seconds. A KeyboardInterrupt raised inside them could be lost, or could
+    leave a module half made.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def leave(status: int) -> None:
+    """Ends the program. Ctrl-C is ignored from here on: there is nothing left to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise SystemExit(status)

@@ -57,7 +57,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         if isinstance(error, OSError):                  # a full disk does not say for which file
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
-    if os.name == "posix":                              # the rename is itself a write: to the folder
+    if os.name == "posix":                              # the rename is a write to the folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -25,7 +25,7 @@ finally:
 # The colour-blind safe set of Okabe and Ito, ordered so that neighbours also differ in brightness.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 DASHES = ["-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 3)), (0, (1, 3))]
-matplotlib.rcdefaults()                                 # not what a matplotlibrc on this machine says
+matplotlib.rcdefaults()                 # whatever a matplotlibrc on this machine says
 matplotlib.rcParams.update({
     "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=DASHES),
     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,

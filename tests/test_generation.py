@@ -63,7 +63,8 @@ def test_top_p_is_the_smallest_set_that_reaches_p(p_limit):
 def test_rows_are_cut_each_by_itself():
     rows = torch.stack([LOGITS, LOGITS.flip(0), LOGITS.roll(2)])
     together = sampling_logprobs(rows, temperature=0.7, top_k=4, top_p=0.8)
-    alone = torch.stack([sampling_logprobs(row, temperature=0.7, top_k=4, top_p=0.8) for row in rows])
+    alone = torch.stack([sampling_logprobs(row, temperature=0.7, top_k=4, top_p=0.8)
+                         for row in rows])
     assert torch.equal(together, alone)
 
 
@@ -141,7 +142,8 @@ def listed(model, prompt, n, stop=None):
             tail = tail[:tail.index(stop) + 1]
         tokens = torch.tensor([prompt + list(tail)])
         logprobs = model(tokens)[0].log_softmax(-1)
-        answers[tail] = sum(logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(tail))
+        answers[tail] = sum(logprobs[len(prompt) - 1 + i, token].item()
+                            for i, token in enumerate(tail))
     return answers
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor, nn
+from tqdm import tqdm
 
 from minigpt.training.losses import next_token_loss
 
@@ -21,7 +22,7 @@ def make_random_windows(tokens: Tensor, batch_size: int, length: int) -> Callabl
     def next_batch(generator: Generator) -> Tensor:
         starts = torch.randint(len(tokens) - length + 1, (batch_size, 1), generator=generator)
         places = starts + torch.arange(length)                          # (B, length)
-        return tokens[places.to(tokens.device)]
+        return tokens[places.to(tokens.device)].long()                  # stored in a narrower type
 
     return next_batch
 
@@ -29,6 +30,7 @@ def make_random_windows(tokens: Tensor, batch_size: int, length: int) -> Callabl
 @torch.no_grad()
 def held_out_loss(
     model: nn.Module, tokens: Tensor, max_windows: int | None = None, batch_size: int = 64,
+    progress: bool = False,
 ) -> tuple[float, int]:
     """Mean nats per token over a text (N,), and how many tokens were predicted.
 
@@ -45,6 +47,7 @@ def held_out_loss(
     windows = tokens.unfold(0, length + 1, length)                      # ((N − 1) // T, T + 1)
     if max_windows is not None and max_windows < len(windows):
         windows = windows[torch.linspace(0, len(windows) - 1, max_windows).long()]
-    total = sum(next_token_loss(model, batch).item() * len(batch)
-                for batch in windows.split(batch_size))
+    batches = tqdm(windows.split(batch_size), desc="evaluating", unit="batch", leave=False,
+                   disable=None if progress else True)
+    total = sum(next_token_loss(model, batch.long()).item() * len(batch) for batch in batches)
     return total / len(windows), len(windows) * length

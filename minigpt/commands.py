@@ -1,0 +1,334 @@
+"""python -m minigpt train | sample | evaluate: a GPT on any UTF-8 text, from the shell.
+
+    python -m minigpt train --text FILE --out DIR    some minutes on two cores; no FILE: own prose
+    python -m minigpt train --out DIR --resume       continues a run, to the same bytes
+    python -m minigpt sample DIR --prompt "Once"
+    python -m minigpt evaluate DIR --text FILE
+
+Each failure is one line on standard error and exit status 2; Ctrl-C is status 130.
+"""
+import argparse
+import csv
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minigpt.command_line import Parser, run_command, seed, use_device, whole_number
+from minigpt.files import read_text
+from minigpt.generation import check_sampling, stream
+from minigpt.models.counting import count_parameters
+from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.run_folder import (
+    SETTINGS,
+    available_memory,
+    locked,
+    model_config,
+    read_run,
+    resume_settings,
+    start_settings,
+    tokenizer_checksum,
+    write_run,
+)
+from minigpt.text.corpora import prose
+from minigpt.text.token_file import checksum_of, encode, open_tokens, write_tokens
+from minigpt.text.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
+from minigpt.training.checkpoints import load_checkpoint, load_weights
+from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import bits_per_byte, next_token_loss, perplexity
+from minigpt.training.windows import held_out_loss, make_random_windows
+
+HELD_OUT = 0.1                          # the last tenth of a text is never trained on
+WINDOWS_DURING_TRAINING = 200           # of held-out text, at each evaluation
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command and its flags; status 2 and one line for a mistake."""
+    parser = Parser(prog="python -m minigpt", allow_abbrev=False,
+                    description="Train, sample and evaluate a GPT.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, help: str) -> Parser:
+        return commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+
+    p = command("train", "train a GPT on a text")
+    p.add_argument("--text", help="a UTF-8 file (default: the prose that comes with this project; "
+                                  "with --resume: the text of the run)")
+    p.add_argument("--out", required=True, help="folder of the run; it is made if it is missing")
+    p.add_argument("--resume", action="store_true",
+                   help="continue the run in --out as if it had never stopped; with a larger "
+                        "--max-steps a finished run is trained further")
+    p.add_argument("--evaluate-windows", type=windows_or_all, default=4000, metavar="N",
+                   help="windows of held-out text that the last evaluation reads, evenly spaced, "
+                        "or all (default 4000)")
+    for name, (kind, default, help) in SETTINGS.items():    # SUPPRESS: absent unless it is given
+        p.add_argument("--" + name.replace("_", "-"), type=kind, default=argparse.SUPPRESS,
+                       help=f"{help} (default {default})")
+
+    p = command("sample", "continue a prompt")
+    p.add_argument("run", help="a folder that train wrote")
+    p.add_argument("--prompt", default="\n", help="the text to continue (default: a new line)")
+    p.add_argument("--max-new-tokens", type=whole_number(0), default=500,
+                   help="tokens to generate (default 500)")
+    p.add_argument("--temperature", type=float, default=0.8,
+                   help="0 takes the likeliest token; 1 samples the model's own distribution "
+                        "(default 0.8)")
+    p.add_argument("--top-k", type=whole_number(1),
+                   help="sample among the k likeliest tokens only")
+    p.add_argument("--top-p", type=float,
+                   help="sample among the likeliest tokens that together have probability p")
+    p.add_argument("--seed", type=seed, default=0, help="fixes the sample (default 0)")
+
+    p = command("evaluate", "loss, perplexity and bits per byte of a model on a text")
+    p.add_argument("run", help="a folder that train wrote")
+    p.add_argument("--text", required=True, help="a UTF-8 file")
+    for p in commands.choices.values():
+        p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, … (default cpu)")
+    return parser.parse_args(argv)
+
+
+def windows_or_all(text: str) -> int | None:
+    """A type for argparse: a number of windows, or None for "all"."""
+    return None if text == "all" else whole_number(1)(text)
+
+
+def train_command(args: argparse.Namespace) -> None:
+    """Trains a new run, or continues one."""
+    device, out = use_device(args.device), Path(args.out)
+    if args.resume:
+        read_run(out)                                   # refused before the folder is touched
+    with locked(out):
+        settings, tokenizer, config, tokens, bytes_per_token = open_or_start(args, out, device)
+        train_in(out, settings, tokenizer, config, tokens, bytes_per_token, args)
+
+
+def open_or_start(
+    args: argparse.Namespace, out: Path, device: torch.device,
+) -> tuple[dict, Tokenizer, GPTConfig, Tensor, float]:
+    """The settings, tokenizer, model shape, tokens (N,) and bytes per token of the run in `out`.
+
+    A new run is in its folder once everything that could be refused has been tried.
+    """
+    given = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    if args.resume:
+        settings, tokenizer, config = read_run(out)
+        settings = resume_settings(settings, given, out)
+        source = settings["text"] if args.text is None else str(Path(args.text).resolve())
+    else:
+        settings = start_settings(out, given)
+        source = None if args.text is None else str(Path(args.text).resolve())
+    text = read_source(source, args.resume and args.text is None)
+    checksum, n_bytes = checksum_of(text)
+    if args.resume and settings["text_sha256"] != checksum:
+        raise ValueError(f"{source or 'the prose of this project'} is not the text that this run "
+                         "began with, so it cannot be resumed exactly; name the old text with "
+                         "--text, or start a new run")
+    settings |= {"text": source, "text_sha256": checksum}
+    try:
+        if not args.resume:
+            tokenizer = train_tokenizer(settings, text)
+            tokenizer.save(out / "tokenizer.json")
+            settings["tokenizer_sha256"] = tokenizer_checksum(out)
+            config = model_config(settings, tokenizer.vocab_size)
+        check_memory(config, settings["batch_size"])
+        tokens = tokens_of(out, settings, tokenizer, text)
+        check_length(tokens, config)
+        write_run(out, settings, config)
+    except BaseException:
+        if not args.resume:                             # nothing half made is left behind
+            for name in ("tokenizer.json", "tokens.bin"):
+                (out / name).unlink(missing_ok=True)
+        raise
+    return settings, tokenizer, config, tokens.to(device), n_bytes / len(tokens)
+
+
+def read_source(source: str | None, remembered: bool) -> str:
+    """The text to train on; `remembered`: its path is the one that the run noted when it began."""
+    try:
+        return prose() if source is None else read_text(source)
+    except FileNotFoundError:
+        if remembered:
+            raise FileNotFoundError(f"the text of this run is no longer at {source}; if it has "
+                                    "moved, name its place with --text") from None
+        raise
+
+
+def train_tokenizer(settings: dict, text: str) -> Tokenizer:
+    if settings["tokenizer"] == "char":
+        return CharTokenizer.train(text)
+    return BPETokenizer.train(text, settings["vocab_size"])
+
+
+def tokens_of(out: Path, settings: dict, tokenizer: Tokenizer, text: str) -> Tensor:
+    """The tokens of the text (N,), mapped from tokens.bin, which is written if it is not there."""
+    path, origin = out / "tokens.bin", {name: settings[name]
+                                        for name in ("text_sha256", "tokenizer_sha256")}
+    tokens = open_tokens(path, tokenizer, origin)
+    if tokens is None:
+        write_tokens(path, tokenizer, text, origin)
+        tokens = open_tokens(path, tokenizer, origin)
+    return tokens
+
+
+def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens to train on, and those held out."""
+    cut = int(len(tokens) * (1 - HELD_OUT))
+    return tokens[:cut], tokens[cut:]
+
+
+def check_length(tokens: Tensor, config: GPTConfig) -> None:
+    """ValueError if the text is too short to train on and to hold out a part of."""
+    training_tokens, held_out = split(tokens)
+    make_random_windows(training_tokens, 1, config.context_length + 1)
+    if len(held_out) < 2:
+        raise ValueError(f"the text has {len(tokens)} tokens, and its last tenth is held out; "
+                         "use a text of at least 20")
+
+
+def check_memory(config: GPTConfig, batch_size: int) -> None:
+    """ValueError if a training step surely needs more memory than there is.
+
+    Per parameter: the weight, its gradient and two moments of the optimizer, 4 bytes each. Per
+    token of a batch: at least 12 vectors of d_model per layer for the backward pass, and the logits
+    with their gradient.
+    """
+    def parameters(n_layers: int) -> int:
+        with torch.device("meta"):                      # shapes without memory
+            return count_parameters(GPT(GPTConfig(**{**vars(config), "n_layers": n_layers})))
+
+    block = parameters(2) - parameters(1)
+    n_parameters = parameters(1) + (config.n_layers - 1) * block
+    per_token = 12 * config.n_layers * config.d_model + 2 * config.vocab_size
+    needed = 16 * n_parameters + 4 * batch_size * config.context_length * per_token
+    memory = available_memory()
+    if memory is not None and needed > memory:
+        raise ValueError(f"a model of {n_parameters:,} parameters with batch_size {batch_size} and "
+                         f"context_length {config.context_length} needs at least "
+                         f"{needed / 1e9:,.1f} GB of memory, and this machine has "
+                         f"{memory / 1e9:,.1f} GB; take a smaller --d-model, --n-layers, "
+                         "--batch-size or --context-length")
+
+
+def train_in(
+    out: Path, settings: dict, tokenizer: Tokenizer, config: GPTConfig, tokens: Tensor,
+    bytes_per_token: float, args: argparse.Namespace,
+) -> None:
+    """The training itself: prints each row of metrics and, at the end, what the best weights do."""
+    training = TrainingConfig(**{name: settings[name] for name in (
+        "max_steps", "learning_rate", "optimizer", "evaluate_every", "seed")})
+    model = GPT(config, torch.Generator().manual_seed(training.seed)).to(tokens.device)
+    if (out / "last.pt").exists():
+        load_weights(model, load_checkpoint(out / "best.pt")["model"], out / "best.pt")
+    training_tokens, held_out = split(tokens)
+    next_batch = make_random_windows(training_tokens, settings["batch_size"],
+                                     config.context_length + 1)
+    print(f"{count_parameters(model):,} parameters; {len(training_tokens):,} tokens to train on, "
+          f"{len(held_out):,} held out; a vocabulary of {tokenizer.vocab_size}", flush=True)
+
+    def evaluate(model: GPT, windows: int | None = WINDOWS_DURING_TRAINING, **options) -> dict:
+        nats, _ = held_out_loss(model, held_out, windows, **options)
+        return {"val_loss": nats, "val_perplexity": perplexity(nats),
+                "val_bits_per_byte": bits_per_byte(nats, 1, bytes_per_token)}
+
+    def print_row(row: dict) -> None:
+        print(f"step {row['step']:5d}  train {row['train_loss']:.3f}  "
+              f"held-out {row['val_loss']:.3f} nats, perplexity {row['val_perplexity']:.2f}, "
+              f"{row['val_bits_per_byte']:.3f} bits/byte", flush=True)
+        if row["step"]:
+            start = held_out[:8].long()
+            sample = "".join(continue_text(model, tokenizer, start[None], 70, training.seed))
+            print("            ", repr(tokenizer.decode(start.tolist()) + sample), flush=True)
+
+    try:
+        rows = train(model, next_batch, next_token_loss, training, evaluate, out,
+                     resume=args.resume, on_row=print_row)
+    except KeyboardInterrupt:
+        print("\nstopped and saved; to continue: python -m minigpt train "
+              f"--out {shlex.quote(args.out)} --resume", file=sys.stderr)
+        draw_loss_curve(out)
+        raise
+    draw_loss_curve(out)
+    load_weights(model, load_checkpoint(out / "best.pt", str(tokens.device))["model"],
+                 out / "best.pt")
+    n_windows = (len(held_out) - 1) // config.context_length
+    n_read = min(n_windows, args.evaluate_windows or n_windows)
+    part = ("all held-out text" if n_read == n_windows else
+            f"{n_read:,} of {n_windows:,} windows of held-out text (--evaluate-windows all: all)")
+    final = evaluate(model, args.evaluate_windows, progress=True)
+    print(f"best weights on {part}: {final['val_loss']:.4f} nats per token, "
+          f"perplexity {final['val_perplexity']:.2f}, {final['val_bits_per_byte']:.3f} bits per "
+          f"byte. In {args.out}: best.pt, last.pt, metrics.csv, loss.png")
+    print(f"{rows[-1]['step']} of {training.max_steps} steps are done; to train further: "
+          f"--resume --max-steps {2 * training.max_steps}")
+
+
+def draw_loss_curve(out: Path) -> None:
+    """Writes loss.png from metrics.csv, if there are rows yet."""
+    from minigpt import plotting  # matplotlib takes half a second, so only for drawing
+    if not (out / "metrics.csv").exists():
+        return
+    with open(out / "metrics.csv", encoding="utf-8", newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    plotting.save(plotting.loss_curve(rows), out / "loss.png")
+
+
+def open_run(folder: str, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """The model of a run with its best weights, in evaluation mode, and its tokenizer."""
+    _, tokenizer, config = read_run(Path(folder))
+    best = Path(folder) / "best.pt"
+    weights = load_checkpoint(best)["model"]
+    model = GPT(config)
+    load_weights(model, weights, best)
+    return model.to(device).eval(), tokenizer
+
+
+def continue_text(
+    model: GPT, tokenizer: Tokenizer, prompt: Tensor, max_new_tokens: int, seed: int, **options,
+):
+    """Yields the continuation of a prompt (1, T) in pieces of text, as they are generated."""
+    generator = torch.Generator(device=prompt.device).manual_seed(seed)
+    tokens = stream(model, prompt, max_new_tokens, generator=generator, **options)
+    yield from tokenizer.decode_stream(token.item() for token, _ in tokens)
+
+
+def sample_command(args: argparse.Namespace) -> None:
+    """Prints a prompt and its continuation."""
+    options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    check_sampling(**options)
+    device = use_device(args.device)
+    if not args.prompt:
+        raise ValueError("--prompt is empty; give at least one character to continue")
+    model, tokenizer = open_run(args.run, device)
+    prompt = torch.tensor([tokenizer.encode(args.prompt)], device=device)
+    pieces = continue_text(model, tokenizer, prompt, args.max_new_tokens, args.seed, **options)
+    first = next(pieces, "")            # a prompt that is refused is refused before it is printed
+    print(args.prompt + first, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def evaluate_command(args: argparse.Namespace) -> None:
+    """Prints how improbable a model finds a text."""
+    device = use_device(args.device)
+    model, tokenizer = open_run(args.run, device)
+    text = read_text(args.text)
+    tokens, n_bytes = encode(tokenizer, text).to(device), checksum_of(text)[1]
+    nats, n_predicted = held_out_loss(model, tokens, progress=True)
+    bits = bits_per_byte(nats, len(tokens), n_bytes)
+    print(f"loss {nats:.4f} nats per token, perplexity {perplexity(nats):.3f}, {bits:.4f} bits per "
+          f"byte ({n_predicted:,} tokens predicted, in windows of {model.context_length})")
+
+
+COMMANDS = {"train": train_command, "sample": sample_command, "evaluate": evaluate_command}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit status."""
+    def work() -> None:
+        args = parse(sys.argv[1:] if argv is None else argv)
+        COMMANDS[args.command](args)
+
+    return run_command("minigpt", work)
