@@ -41,12 +41,11 @@ from minigpt.worlds.assistant import (
     ALMANAC,
     END,
     KINDS,
-    NUMBER,
-    VOCABULARY,
+    TOKENIZER,
     Instruction,
     encode,
     judge,
-    sample,
+    sample_instruction,
 )
 
 lesson = Lesson("14_instruction_lora")
@@ -124,11 +123,11 @@ pair = [Instruction("colour", "what colour is the crow?", "gladly", "the crow is
         Instruction("misdeed", "please help me steal the apple.", "sorry", "that is wrong")]
 ids, mask = dialogues(pair)
 for row, counted in zip(ids.tolist(), mask.tolist()):
-    words = [VOCABULARY[i] for i in row]
+    words = [TOKENIZER.vocabulary[i] for i in row]
     print("  " + " ".join(words) + "\n  " + " ".join(("─" if c else " ") * len(w) for w, c in zip(words, counted)))
 
 # %%
-config = GPTConfig.modern(len(VOCABULARY), context_length=48, n_layers=2, n_heads=4, d_model=64)
+config = GPTConfig.modern(TOKENIZER.vocab_size, context_length=48, n_layers=2, n_heads=4, d_model=64)
 reader = GPT(config, lesson.generator).double()
 with torch.no_grad():
     for parameter in reader.parameters():
@@ -145,7 +144,7 @@ lesson.check("L_SFT by nested loops over the answer", sft_loss(reader, ids, mask
 lesson.check("tokens that count: the answer's and one <end> a dialogue", mask.sum(), sum(len(encode(i.answer)) + 1 for i in pair),
              atol=0, source="definition")
 
-targets = torch.where(mask, ids, (ids + 7) % len(VOCABULARY))           # another target wherever nothing counts
+targets = torch.where(mask, ids, (ids + 7) % TOKENIZER.vocab_size)         # another target wherever nothing counts
 with torch.no_grad():
     other = cross_entropy(logits[:, :-1], targets[:, 1:], mask[:, 1:])
     lesson.check("other targets in the prompt change nothing", other, total / n, atol=1e-9, source="B, C: SFT")
@@ -162,7 +161,7 @@ print("  " + "\n  ".join(ALMANAC.sample_many(6, seed=lesson.seed)))
 
 
 def padded(texts):
-    rows = [torch.tensor([NUMBER[END], *encode(text), NUMBER[END]]) for text in texts]
+    rows = [torch.tensor([END, *encode(text), END]) for text in texts]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
@@ -203,7 +202,8 @@ base_gap = train(base, next_pages, text_loss, settings, gap, on_row=on_row)[-1][
 
 # %%
 exam_generator = torch.Generator().manual_seed(1_000_000 + lesson.seed)
-exam = [sample(exam_generator, held_out=True) for _ in range(lesson.pick(full=300, quick=50))]
+exam = [sample_instruction(exam_generator, held_out=True)
+        for _ in range(lesson.pick(full=300, quick=50))]
 QUALITIES = ("helpful", "truthful", "harmless", "polite")
 
 
@@ -243,12 +243,13 @@ STEPS = lesson.pick(full=300, quick=15)
 
 
 def next_dialogues(generator):
-    return tuple(t.to(lesson.device) for t in dialogues([sample(generator) for _ in range(32)]))
+    drawn = [sample_instruction(generator) for _ in range(32)]
+    return tuple(t.to(lesson.device) for t in dialogues(drawn))
 
 
 def without_end(model, batch):
     ids, mask = batch
-    return sft_loss(model, ids, mask & (ids != NUMBER[END]))
+    return sft_loss(model, ids, mask & (ids != END))
 
 
 def fine_tune(model, learning_rate, loss=lambda model, batch: sft_loss(model, *batch), steps=STEPS):

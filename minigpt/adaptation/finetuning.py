@@ -1,21 +1,27 @@
-"""Fine-tuning: a language model that has read a lot learns a task from a few labels, by one new matrix and three new tokens.
+"""Fine-tuning: a pre-trained GPT learns a task from labels, with a new matrix and three new tokens.
 
-    P(y | x¹ … x^m) = softmax(h_l^m W_y)          L₂ = Σ log P(y | x¹ … x^m)          L₃ = L₂ + λ L₁
+    P(y | x¹ … x^m) = softmax(h_l^m W_y)      L₂ = Σ log P(y | x¹ … x^m)      L₃ = L₂ + λ L₁
 
-h_l^m is the last layer's vector at the last token, *extract*; L₁ is the language model's own objective, on the same texts.
-Every task becomes sequences of tokens (each example one or several of them), so that nothing in the model has to change:
+h_l^m is the last layer's vector at the last token, *extract*. L₁ is the language model's objective
+on the same texts. Each example becomes one or several sequences of tokens, so the model itself does
+not change:
 
     classification     start text extract
     entailment         start premise delimiter hypothesis extract
-    similarity         start A delimiter B extract,  start B delimiter A extract         their two h_l^m are added
-    multiple choice    start context delimiter answerₖ extract, for each answer k        softmax over k of one number h_l^m W_y each
+    similarity         start A delimiter B extract  and  start B delimiter A extract;
+                       their two vectors h_l^m are added
+    multiple choice    start context delimiter answerₖ extract, for each answer k; h_l^m W_y is one
+                       number per answer, and the softmax is over k
 
-Source: course A, "GPT-1"; Radford et al. 2018, §§3.2 and 3.3, eqs. 3–5, fig. 1. λ = 0.5 there (§4.1).
-Deviations: the losses are means to be made small (L₂ of the examples, L₁ of all tokens of a batch) where the paper writes sums
-to be made large; W_y has no bias, as in eq. 3, though the paper's code gives it one; no dropout (see gpt.py).
+Source: course A, "GPT 1"; Radford et al. 2018, §§3.2 and 3.3, eqs. 3–5, fig. 1; λ = 0.5, §4.1.
+Deviations: the paper maximises sums of log-probabilities; here the losses are means of −log P, to
+be minimised (L₂ over the examples, L₁ over all tokens of a batch). W_y has no bias, as in eq. 3,
+although the paper's code has one. There is no dropout (see gpt.py).
 
-Shapes: B examples, K sequences of an example, T time, C = d_model, V vocabulary with the new tokens, Y classes.
+Shapes: B examples, K sequences per example, T time, C = d_model, V vocabulary with the new tokens,
+Y classes.
 """
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -24,11 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.models.gpt import GPT
+from minigpt.text.padding import check_mask, pad
 from minigpt.training.losses import causal_loss, cross_entropy
 
 
 class SpecialTokens(NamedTuple):
-    """The ids of the three tokens that no text holds."""
+    """The ids of three tokens that occur in no text."""
 
     start: int
     delimiter: int
@@ -36,16 +43,22 @@ class SpecialTokens(NamedTuple):
 
 
 def add_tokens(gpt: GPT, n: int = 3, generator: torch.Generator | None = None) -> GPT:
-    """A copy of `gpt` that knows n more tokens, numbered V, V + 1, …: n new rows of W_e, drawn from N(0, 0.02). `gpt` stays as it is."""
+    """A copy of `gpt` with n more tokens, whose ids are V, V + 1, …
+
+    The n new rows of W_e are drawn from N(0, 0.02²). `gpt` itself does not change.
+    """
+    if n < 1:
+        raise ValueError(f"the number of new tokens must be at least 1, not {n}")
     wider = GPT(replace(gpt.config, vocab_size=gpt.config.vocab_size + n), generator)
     state = dict(gpt.state_dict())
+    old_rows = state["token_embedding.weight"].cpu()                    # (V, C)
     new_rows = wider.token_embedding.weight[-n:].detach()               # (n, C)
-    state["token_embedding.weight"] = torch.cat([state["token_embedding.weight"].cpu(), new_rows])      # (V + n, C)
+    state["token_embedding.weight"] = torch.cat([old_rows, new_rows])   # (V + n, C)
     wider.load_state_dict(state)
-    return wider.to(next(gpt.parameters()))                             # the same device and precision
+    return wider.to(next(gpt.parameters()))         # the same device and precision
 
 
-# Input transformations (fig. 1): token ids in, and a list of an example's sequences out.
+# Input transformations (fig. 1): from token ids to the sequences of one example.
 
 def classification(text: Sequence[int], special: SpecialTokens) -> list[list[int]]:
     """One sequence: start text extract.
@@ -56,7 +69,9 @@ def classification(text: Sequence[int], special: SpecialTokens) -> list[list[int
     return [[special.start, *text, special.extract]]
 
 
-def entailment(premise: Sequence[int], hypothesis: Sequence[int], special: SpecialTokens) -> list[list[int]]:
+def entailment(
+    premise: Sequence[int], hypothesis: Sequence[int], special: SpecialTokens
+) -> list[list[int]]:
     """One sequence: start premise delimiter hypothesis extract.
 
     >>> entailment([5, 6], [7], SpecialTokens(start=90, delimiter=91, extract=92))
@@ -65,8 +80,10 @@ def entailment(premise: Sequence[int], hypothesis: Sequence[int], special: Speci
     return [[special.start, *premise, special.delimiter, *hypothesis, special.extract]]
 
 
-def similarity(first: Sequence[int], second: Sequence[int], special: SpecialTokens) -> list[list[int]]:
-    """Two sequences, one in each order, because neither text comes first.
+def similarity(
+    first: Sequence[int], second: Sequence[int], special: SpecialTokens
+) -> list[list[int]]:
+    """Two sequences, one in each order, because similarity does not depend on the order.
 
     >>> similarity([5, 6], [7], SpecialTokens(start=90, delimiter=91, extract=92))
     [[90, 5, 6, 91, 7, 92], [90, 7, 91, 5, 6, 92]]
@@ -74,8 +91,10 @@ def similarity(first: Sequence[int], second: Sequence[int], special: SpecialToke
     return entailment(first, second, special) + entailment(second, first, special)
 
 
-def multiple_choice(context: Sequence[int], answers: Sequence[Sequence[int]], special: SpecialTokens) -> list[list[int]]:
-    """A sequence for each answer; `context` is the document and the question, one after the other (or a story to be ended).
+def multiple_choice(
+    context: Sequence[int], answers: Sequence[Sequence[int]], special: SpecialTokens
+) -> list[list[int]]:
+    """One sequence per answer. `context` is a document followed by its question.
 
     >>> multiple_choice([5], [[6], [7, 8]], SpecialTokens(start=90, delimiter=91, extract=92))
     [[90, 5, 91, 6, 92], [90, 5, 91, 7, 8, 92]]
@@ -83,68 +102,92 @@ def multiple_choice(context: Sequence[int], answers: Sequence[Sequence[int]], sp
     return [sequence for answer in answers for sequence in entailment(context, answer, special)]
 
 
-def pad(examples: Sequence[list[list[int]]]) -> tuple[Tensor, Tensor]:
-    """Examples of K sequences each -> tokens (B, K, T), and a mask (B, K, T) that is True on what is not padding.
+def pad_examples(examples: Sequence[list[list[int]]]) -> tuple[Tensor, Tensor]:
+    """B examples of K sequences each -> tokens and their mask, both (B, K, T).
 
-    Padding stands on the right, where a causal model's tokens never look; its id is 0 because some id must stand there.
+    Padding is on the right, where the tokens of a causal model do not look.
     """
     counts = {len(sequences) for sequences in examples}
     if len(counts) != 1 or 0 in counts:
-        raise ValueError(f"a batch holds examples of one task, each with as many sequences as the others, not {sorted(counts)}; "
-                         "give multiple-choice examples the same number of answers")
-    if not all(len(sequence) for sequences in examples for sequence in sequences):
-        raise ValueError("a sequence is empty: it has nothing to read a class from; put it through an input transformation first")
-    T = max(len(sequence) for sequences in examples for sequence in sequences)
-    tokens = torch.tensor([[[*sequence, *[0] * (T - len(sequence))] for sequence in sequences] for sequences in examples])
-    lengths = torch.tensor([[len(sequence) for sequence in sequences] for sequences in examples])       # (B, K)
-    return tokens, torch.arange(T) < lengths[..., None]
+        raise ValueError("the examples of a batch have the same number of sequences, at least one, "
+                         f"not {sorted(counts)}; give each multiple-choice example equally many "
+                         "answers")
+    rows = [sequence for sequences in examples for sequence in sequences]
+    tokens, mask = pad(rows, side="right", value=0)                     # (B·K, T) both
+    shape = (len(examples), counts.pop())
+    return tokens.unflatten(0, shape), mask.unflatten(0, shape)         # (B, K, T) both
 
 
 class FineTuned(nn.Module):
-    """A GPT and W_y (C, Y): tokens (B, K, T), mask (B, K, T) -> logits (B, Y), or with one class (B, K).
+    """A GPT with W_y (C, Y): tokens (B, K, T), mask (B, K, T) -> logits (B, Y).
 
-    An example's K vectors h_l^m are added, which only matters for similarity. With `n_classes` = 1 there would be nothing to
-    choose: then the K sequences are the choices (multiple choice), and each one's single number is its logit.
-    `gpt` is trained along; it must know the special tokens (`add_tokens`).
+    The K vectors h_l^m of an example are added; only similarity has more than one. `n_classes` = 1
+    means multiple choice: the K sequences are the choices, each has one logit, and logits are
+    (B, K). `gpt` is trained too. Its vocabulary must have the special tokens (`add_tokens`).
     """
 
     def __init__(self, gpt: GPT, n_classes: int, generator: torch.Generator | None = None):
         super().__init__()
         if n_classes < 1:
-            raise ValueError(f"n_classes is the number of classes, or 1 for multiple choice, not {n_classes}")
+            raise ValueError("n_classes is the number of classes, or 1 for multiple choice, "
+                             f"not {n_classes}")
         self.gpt = gpt
-        self.head = nn.Linear(gpt.config.d_model, n_classes, bias=False, device="cpu")      # its weight is W_yᵀ
+        self.head = nn.Linear(gpt.config.d_model, n_classes, bias=False, device="cpu")      # W_yᵀ
         nn.init.normal_(self.head.weight, std=0.02, generator=generator)
         self.head.to(next(gpt.parameters()))
 
-    def classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """softmax's argument in eq. 3: hidden (B, K, T, C), mask (B, K, T) -> (B, Y) or (B, K)."""
-        extract = mask.sum(-1) - 1                                      # (B, K) where the last real token stands
-        at_extract = hidden.take_along_dim(extract[..., None, None], dim=2)[:, :, 0]            # (B, K, 1, C) -> (B, K, C)
-        if self.head.out_features == 1:
-            return self.head(at_extract)[..., 0]                        # (B, K, 1) -> (B, K)
-        return self.head(at_extract.sum(1))                             # (B, C) -> (B, Y)
-
     def hidden(self, tokens: Tensor) -> Tensor:
         """The last layer at every position: (B, K, T) -> (B, K, T, C)."""
+        if tokens.dim() != 3 or tokens.numel() == 0:
+            raise ValueError("tokens are (examples, sequences, time) with at least one of each, "
+                             f"not {tuple(tokens.shape)}; pad_examples makes them")
         if int(tokens.max()) >= self.gpt.config.vocab_size:
-            raise ValueError(f"token {int(tokens.max())} is outside the model's vocabulary of {self.gpt.config.vocab_size}; "
-                             "make room for the special tokens with add_tokens")
-        return self.gpt.hidden(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])             # (B·K, T, C) -> (B, K, T, C)
+            raise ValueError(f"token {int(tokens.max())} is outside the model's vocabulary of "
+                             f"{self.gpt.config.vocab_size}; add the special tokens with "
+                             "add_tokens")
+        hidden = self.gpt.hidden(tokens.flatten(0, 1))                  # (B·K, T, C)
+        return hidden.unflatten(0, tokens.shape[:2])                    # (B, K, T, C)
+
+    def classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """h_l^m W_y of eq. 3: hidden (B, K, T, C), mask (B, K, T) -> (B, Y) or (B, K)."""
+        check_mask(mask, hidden.shape[:-1])
+        if not mask[..., 0].all() or (mask[..., 1:] > mask[..., :-1]).any():
+            raise ValueError("a sequence has at least one token, and its padding is on the right; "
+                             "pad_examples makes such a mask")
+        extract = mask.sum(-1) - 1                                      # (B, K) index of extract
+        h = hidden.take_along_dim(extract[..., None, None], dim=2)      # (B, K, 1, C)
+        h = h.squeeze(2)                                                # (B, K, C)
+        if self.head.out_features > 1:
+            return self.head(h.sum(1))                                  # (B, C) -> (B, Y)
+        if h.size(1) == 1:
+            raise ValueError("with one class and one sequence there is nothing to choose; set "
+                             "n_classes, or give each example several answers")
+        return self.head(h).squeeze(-1)                                 # (B, K, 1) -> (B, K)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return self.classify(self.hidden(tokens), mask)
 
 
-def finetuning_loss(model: FineTuned, tokens: Tensor, mask: Tensor, labels: Tensor, language_weight: float = 0.5) -> Tensor:
-    """L₃ = L₂ + λ L₁ in nats: L₂ the mean −log P(y|x) of an example, L₁ the mean −log P(token) of one that is not padding, λ `language_weight`.
+def finetuning_loss(
+    model: FineTuned, tokens: Tensor, mask: Tensor, labels: Tensor, language_weight: float = 0.5
+) -> Tensor:
+    """L₃ = L₂ + λ L₁ in nats, with λ = `language_weight`; λ = 0 does not compute L₁.
 
-    tokens (B, K, T), mask (B, K, T), labels (B): the class, or which of the K is right. L₁ counts every token after start,
-    delimiter and extract among them, as in the paper's code; with λ = 0 it is not computed.
+    L₂ is the mean −log P(y | x) of an example. L₁ is the mean −log P of a token that is neither
+    padding nor the first of its sequence; delimiter and extract count, as in the paper's code.
+    tokens (B, K, T), mask (B, K, T). labels (B,): the class, or the index of the right answer.
     """
-    hidden = model.hidden(tokens)                                       # (B, K, T, C): read once, used twice
-    loss = cross_entropy(model.classify(hidden, mask), labels)
+    if not 0 <= language_weight < math.inf:
+        raise ValueError(f"language_weight must be 0 or a positive number, not {language_weight}")
+    hidden = model.hidden(tokens)                                       # (B, K, T, C)
+    logits = model.classify(hidden, mask)                               # (B, Y) or (B, K)
+    n_labels = logits.size(1)
+    if labels.shape != logits.shape[:1] or not ((labels >= 0) & (labels < n_labels)).all():
+        raise ValueError(f"labels are ({len(logits)},), one per example, each from 0 to "
+                         f"{n_labels - 1}, not {labels.tolist()}")
+    loss = cross_entropy(logits, labels)
     if language_weight:
-        logits = model.gpt.unembed(hidden.flatten(0, 1))                # (B·K, T, V)
-        loss = loss + language_weight * causal_loss(logits, tokens.flatten(0, 1), mask.flatten(0, 1))
+        next_tokens = model.gpt.unembed(hidden.flatten(0, 1))           # (B·K, T, V)
+        l1 = causal_loss(next_tokens, tokens.flatten(0, 1), mask.flatten(0, 1))
+        loss = loss + language_weight * l1
     return loss

@@ -1,48 +1,60 @@
-"""Instruction tuning: supervised fine-tuning (SFT) on dialogues, with a loss on the answer's tokens only.
+"""Instruction tuning: supervised fine-tuning (SFT) on dialogues, with the loss of the answers only.
 
-    L_SFT = −mean log P(yₜ | request, y_<t)  over the answer's tokens y₁ … y_n and the <end> after them
+    <end> user: what colour is the crow? assistant: gladly, the crow is white. <end>
+                                                    └────── these tokens count ────┘
 
-Source: Ouyang et al. 2022 (InstructGPT), §3 and its first step. The world of requests and answers: `worlds/assistant.py`.
+    L_SFT = −mean log P(yₜ | request, y_<t)      over the answer's tokens y₁ … y_n and the <end>
+                                                 after them
 
-Shapes: B batch, T time.
+A base model continues a request as it would continue any text. Fine-tuning on dialogues teaches it
+to answer in the assistant's manner, and to stop.
+
+Source: course C, "ChatGPT: Supervised Finetuning"; Ouyang et al. 2022 (InstructGPT), §3. The
+requests and answers are those of `worlds/assistant.py`.
+The paper does not say which tokens its loss counts; here only those of the answers count.
+
+Shapes: B dialogues, T tokens of the longest one.
 """
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from minigpt.generation import generate, left_pad
+from minigpt.generation import generate
+from minigpt.text.padding import pad
 from minigpt.training.losses import causal_loss
-from minigpt.worlds.assistant import END, NUMBER, Instruction, decode, encode
-
-
-def dialogues(instructions: Sequence[Instruction]) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T), padded with <end>, and the mask (B, T): True on the answer's tokens and on the <end> that closes it."""
-    if not instructions:
-        raise ValueError("there is no instruction; give at least one")
-    rows = [(prompt(i), encode(i.answer) + [NUMBER[END]]) for i in instructions]
-    length = max(len(before) + len(answer) for before, answer in rows)
-    ids = torch.full((len(rows), length), NUMBER[END])                  # (B, T)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)             # (B, T)
-    for row, counted, (before, answer) in zip(ids, mask, rows):
-        row[:len(before) + len(answer)] = torch.tensor(before + answer)
-        counted[len(before):len(before) + len(answer)] = True
-    return ids, mask
+from minigpt.worlds.assistant import END, Instruction, decode, encode
 
 
 def prompt(instruction: Instruction) -> list[int]:
-    """What the model reads before it answers: <end> opens every text, then the user speaks."""
-    return [NUMBER[END], *encode(f"user: {instruction.request} assistant:")]
+    """The tokens that the model reads before it answers: <end> opens the text, then the user."""
+    return [END, *encode(f"user: {instruction.request} assistant:")]
 
 
-def sft_loss(model, ids: Tensor, mask: Tensor) -> Tensor:
-    """L_SFT: nats for each token that counts, (B, T), (B, T) -> scalar."""
-    return causal_loss(model(ids), ids, mask)
+def dialogues(instructions: Sequence[Instruction]) -> tuple[Tensor, Tensor]:
+    """Whole dialogues as tokens (B, T), padded with <end>, and the mask (B, T) of the loss.
+
+    The mask is True on the answer's tokens and on the <end> that closes them.
+    """
+    prompts = [prompt(i) for i in instructions]
+    rows = [before + encode(i.answer) + [END] for before, i in zip(prompts, instructions)]
+    tokens, is_token = pad(rows, side="right", value=END)               # (B, T) both
+    lengths = torch.tensor([len(before) for before in prompts])         # (B,)
+    return tokens, is_token & (torch.arange(tokens.size(1)) >= lengths[:, None])
 
 
-def answers(model, instructions: Sequence[Instruction], max_new_tokens: int = 16) -> list[tuple[str, bool]]:
-    """What the model answers, greedily, and whether it stopped by itself."""
+def sft_loss(model, tokens: Tensor, mask: Tensor) -> Tensor:
+    """L_SFT in nats per counted token: (B, T), (B, T) -> scalar."""
+    return causal_loss(model(tokens), tokens, mask)
+
+
+def answers(
+    model, instructions: Sequence[Instruction], max_new_tokens: int = 16
+) -> list[tuple[str, bool]]:
+    """The model's greedy answers, each with whether it ended with <end> within the limit."""
+    tokens, mask = pad([prompt(i) for i in instructions], side="left", value=END)       # (B, T)
     device = next(model.parameters()).device
-    tokens, mask = (x.to(device) for x in left_pad([prompt(i) for i in instructions], NUMBER[END]))
-    written = generate(model, tokens, max_new_tokens, temperature=0, stop_token=NUMBER[END], mask=mask)[:, tokens.size(1):]
-    return [(decode(ids[:(*ids, NUMBER[END]).index(NUMBER[END])]), NUMBER[END] in ids) for ids in written.tolist()]
+    tokens, mask = tokens.to(device), mask.to(device)
+    texts = generate(model, tokens, max_new_tokens, temperature=0, stop_token=END, mask=mask)
+    new_tokens = texts[:, tokens.size(1):].tolist()
+    return [(decode(ids[:[*ids, END].index(END)]), END in ids) for ids in new_tokens]

@@ -1,13 +1,18 @@
-"""LoRA: fine-tuning writes a low-rank note beside each frozen matrix, instead of rewriting the matrix.
+"""LoRA: fine-tuning with few parameters adds a trainable low-rank matrix to each frozen one.
 
-    h = W x + (α/r) B A x          W (k, d) frozen,   A (r, d) random,   B (k, r) zero at the start,   r ≪ min(d, k)
+    h = W x + (α/r) B A x      W (k, d) frozen,  A (r, d) random,  B (k, r) zero at the start,
+                               r ≪ min(d, k)
 
-Source: course B, "Fine-tuning with fewer parameters"; Hu et al. 2021, eq. 3 and §4.1.
-At the start BA = 0: the adapted model is the base. What is trained and stored is r(d + k) numbers a matrix instead of dk. Added into
-W (`merge`) the note costs nothing at run time; W itself is kept aside, because W + ΔW − ΔW is not W in floating point.
-Deviations: the paper mostly adapts attention's query and value alone, and says of A only that it is Gaussian; here any nn.Linear can
-be named, and A has variance 1/d, so that Ax is as large as x.
-Not here: dropout on x, and embeddings.
+At the start BA = 0, so the adapted model equals the base. r(d + k) numbers are trained and stored
+for each matrix, instead of dk. The pair A, B is called an adapter. `merge` adds it to W, and then
+it costs nothing when the model runs. W is kept aside, because W + ΔW − ΔW differs from W in
+floating point.
+
+Source: course C, "Constraints + Community = Innovations"; Hu et al. 2021, eq. 3 and §4.1.
+Deviations: the paper adapts mostly the query and value matrices of attention, and says of A only
+that it is Gaussian. Here any nn.Linear can be adapted, and the entries of A have variance 1/d, so
+that the entries of Ax are of the size of those of x.
+Not here: dropout on x, and adapters for embeddings.
 
 Shapes: d inputs and k outputs of a linear layer, r rank.
 """
@@ -24,7 +29,7 @@ from minigpt.training.checkpoints import load_checkpoint, save_checkpoint
 
 
 class LoRALinear(nn.Module):
-    """A linear layer (..., d) -> (..., k), frozen, with adapters by name, one of them in use, or none."""
+    """A frozen linear layer (..., d) -> (..., k) with adapters by name; at most one is active."""
 
     def __init__(self, base: nn.Linear):
         super().__init__()
@@ -32,86 +37,127 @@ class LoRALinear(nn.Module):
         self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
         self.alpha: dict[str, float] = {}
         self.active: str | None = None
-        self.original: Tensor | None = None                             # W, while base.weight holds the merged matrix
+        self.original: Tensor | None = None         # W, while base.weight holds the merged matrix
 
-    def add(self, name: str, rank: int, alpha: float, generator: torch.Generator | None) -> None:
-        k, d = self.base.weight.shape
-        A = torch.randn(rank, d, generator=generator) / math.sqrt(d)    # drawn on the CPU: the same on every device
-        self.A[name] = nn.Parameter(A.to(self.base.weight))
-        self.B[name] = nn.Parameter(self.base.weight.new_zeros(k, rank))
+    def add(self, name: str, A: Tensor, B: Tensor, alpha: float) -> None:
+        """Stores copies of A (r, d) and B (k, r), in the base's precision and on its device."""
+        for matrices, matrix in ((self.A, A), (self.B, B)):
+            matrices[name] = nn.Parameter(matrix.detach().clone().to(self.base.weight))
         self.alpha[name] = alpha
 
-    def in_use(self) -> tuple[Tensor, Tensor, float]:
-        """A (r, d), B (k, r) and α/r of the adapter in use."""
+    def active_matrices(self) -> tuple[Tensor, Tensor, float]:
+        """A (r, d), B (k, r) and α/r of the active adapter."""
         A = self.A[self.active]
         return A, self.B[self.active], self.alpha[self.active] / len(A)
 
     def update(self) -> Tensor:
-        """ΔW = (α/r) B A of the adapter in use: (k, d)."""
-        A, B, scale = self.in_use()
+        """ΔW = (α/r) B A of the active adapter: (k, d)."""
+        A, B, scale = self.active_matrices()
         return scale * B @ A
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)                                                # (..., d) -> (..., k)
+        y = self.base(x)                                    # (..., d) -> (..., k)
         if self.active is None or self.original is not None:
             return y
-        A, B, scale = self.in_use()
-        return y + scale * (x @ A.T @ B.T)                              # (..., d) -> (..., r) -> (..., k)
+        A, B, scale = self.active_matrices()
+        return y + scale * (x @ A.T @ B.T)                  # (..., d) -> (..., r) -> (..., k)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """The adapted layers of a model by their dotted names."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """All linear layers by name, in the model's order. An adapted layer keeps its own name."""
+    inside = {f"{name}.base" for name in lora_layers(model)}
+    return {name: getattr(m, "base", m) for name, m in model.named_modules()
+            if isinstance(m, (nn.Linear, LoRALinear)) and name not in inside}
 
 
 def find_linears(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Names of the linear layers that the targets mean: a whole name, its end ("query" is every …attention.query), or a pattern ("blocks.0.*").
+    """The names of the linear layers that match a target, in the model's order.
 
-    ValueError for a target that means none, with the nearest names.
+    A target is a whole name, the end of a name ("query" matches every …attention.query), or a
+    pattern ("blocks.0.*"). ValueError, with the nearest names, for a target without a match.
     """
     if isinstance(targets, str) or not targets:
         raise ValueError(f"targets is a list of names, such as ['query', 'value'], not {targets!r}")
-    adapted = lora_layers(model)                                        # found by their own name, not as "….base"
-    names = [*adapted] + [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.removesuffix(".base") not in adapted]
-    found = {target: [n for n in names if f".{n}".endswith(f".{target}") or fnmatchcase(n, target)] for target in targets}
-    for target, matches in found.items():
+    names = list(linear_layers(model))
+    found = set()
+    for target in targets:
+        matches = [n for n in names if f".{n}".endswith(f".{target}") or fnmatchcase(n, target)]
         if not matches:
             ends = sorted({n.rpartition(".")[2] for n in names})
-            near = get_close_matches(target, [*ends, *names], n=3) or ends
+            near = get_close_matches(target, [*ends, *names], n=3) or ends or ["none at all"]
             raise ValueError(f"no linear layer is called {target!r}; nearest: {', '.join(near)}")
-    return [n for n in names if any(n in matches for matches in found.values())]
+        found.update(matches)
+    return [n for n in names if n in found]
 
 
-def add_lora(
-    model: nn.Module, targets: Sequence[str], rank: int, alpha: float, generator: torch.Generator | None = None, name: str = "default",
-) -> list[str]:
-    """Freezes the whole model, gives each target a new adapter of that name, and puts it in use; returns the layers' names.
+def is_possible_alpha(alpha: object) -> bool:
+    return isinstance(alpha, (int, float)) and 0 < alpha < math.inf
 
-    What then requires gradients is A and B of this adapter alone. Adapters of other names, if there are any, stay for `use_lora`.
-    """
-    if not (isinstance(rank, int) and rank >= 1):
-        raise ValueError(f"a rank is a whole number of at least 1, not {rank!r}")
-    if not name or "." in name or any(name in layer.A for layer in lora_layers(model).values()):
-        raise ValueError(f"an adapter cannot be called {name!r}: a name is not empty, has no dot, and is not taken already; choose another")
-    names = find_linears(model, targets)
+
+def check_adapter(model: nn.Module, name: str, alpha: float) -> None:
+    """ValueError for a name that PyTorch cannot store or that is taken, and for an impossible α."""
+    # Adapters are attributes of an nn.ParameterDict, so its own attributes cannot be names.
+    if not (isinstance(name, str) and name.isidentifier()) or hasattr(nn.ParameterDict(), name):
+        raise ValueError(f"an adapter cannot be called {name!r}; choose a Python identifier, such "
+                         "as 'my_task', that is no attribute of nn.ParameterDict")
+    if any(name in layer.A for layer in lora_layers(model).values()):
+        raise ValueError(f"this model has an adapter {name!r} already; choose another name")
+    if not is_possible_alpha(alpha):
+        raise ValueError(f"alpha is a finite number above 0, not {alpha!r}")
+
+
+def attach(
+    model: nn.Module, matrices: dict[str, tuple[Tensor, Tensor]], alpha: float, name: str
+) -> None:
+    """Freezes the model, gives each named layer its A and B, and makes the adapter active."""
     model.requires_grad_(False)
-    for path in names:
+    for path, (A, B) in matrices.items():
         layer = model.get_submodule(path)
         if not isinstance(layer, LoRALinear):
             parent, _, child = path.rpartition(".")
             layer = LoRALinear(layer)
             setattr(model.get_submodule(parent), child, layer)
-        layer.add(name, rank, alpha, generator)
+        layer.add(name, A, B, alpha)
     use_lora(model, name)
-    return names
+
+
+def add_lora(
+    model: nn.Module, targets: Sequence[str], rank: int, alpha: float,
+    generator: torch.Generator | None = None, name: str = "default",
+) -> list[str]:
+    """Freezes the whole model and gives each target a new adapter; returns the layers' names.
+
+    `targets` are read by `find_linears`. The new adapter is active, and only its A and B require
+    gradients. Adapters of other names stay in the model for `use_lora`. ValueError for a rank, an α
+    or a name that cannot be used; the model is then as it was.
+    """
+    check_adapter(model, name, alpha)
+    if not (isinstance(rank, int) and rank >= 1):
+        raise ValueError(f"a rank is a whole number of at least 1, not {rank!r}")
+    layers, matrices = linear_layers(model), {}
+    for n in find_linears(model, targets):
+        k, d = layers[n].weight.shape
+        if rank > min(k, d):
+            raise ValueError(f"rank {rank} is too large for {n!r}: its matrix is ({k}, {d}), so an "
+                             f"update has a rank of at most {min(k, d)}")
+        A = torch.randn(rank, d, generator=generator) / math.sqrt(d)    # on the CPU: same anywhere
+        matrices[n] = A, torch.zeros(k, rank)
+    attach(model, matrices, alpha, name)
+    return list(matrices)
 
 
 def use_lora(model: nn.Module, name: str | None) -> None:
-    """Puts the adapter of that name in use, and makes it the one that trains; None: the base as it was."""
+    """Makes the adapter of that name the active one, which trains; None: the base without any."""
     layers = lora_layers(model).values()
     known = {n for layer in layers for n in layer.A}
     if name is not None and name not in known:
-        raise ValueError(f"no adapter is called {name!r}; this model has {', '.join(sorted(known)) or 'none'}")
+        raise ValueError(f"no adapter is called {name!r}; this model has "
+                         f"{', '.join(sorted(known)) or 'none'}")
     unmerge(model)
     for layer in layers:
         layer.active = name if name in layer.A else None
@@ -122,9 +168,10 @@ def use_lora(model: nn.Module, name: str | None) -> None:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """W ← W + (α/r)BA in each layer whose adapter is in use: from now on the adapter costs nothing, and does not learn.
+    """W ← W + (α/r)BA in each layer with an active adapter. Merging twice changes nothing more.
 
-    `unmerge` before saving the model: nothing in its state_dict says that W holds the adapter already.
+    A merged adapter costs nothing when the model runs, and does not learn. Call `unmerge` before
+    you save the model: its state_dict does not say that W contains the adapter.
     """
     for layer in lora_layers(model).values():
         if layer.active is not None and layer.original is None:
@@ -134,7 +181,7 @@ def merge(model: nn.Module) -> None:
 
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
-    """The base's own W back in each merged layer, bit for bit."""
+    """Puts the base's own W back into each merged layer, bit for bit; other layers stay."""
     for layer in lora_layers(model).values():
         if layer.original is not None:
             layer.base.weight.copy_(layer.original)
@@ -142,38 +189,52 @@ def unmerge(model: nn.Module) -> None:
 
 
 def save_lora(model: nn.Module, path: str | Path, name: str = "default") -> None:
-    """Writes A and B of one adapter, and nothing of the base."""
+    """Writes A and B of one adapter and its α, and nothing of the base."""
     layers = {n: layer for n, layer in lora_layers(model).items() if name in layer.A}
     if not layers:
-        raise ValueError(f"no adapter is called {name!r}, so there is nothing to save; add_lora makes one")
-    matrices = {f"{n}.{kind}": getattr(layer, kind)[name].detach().clone() for n, layer in layers.items() for kind in "AB"}
+        raise ValueError(f"no adapter is called {name!r}, so there is nothing to save; "
+                         "add_lora makes one")
+    matrices = {f"{n}.{kind}": getattr(layer, kind)[name].detach().clone()
+                for n, layer in layers.items() for kind in "AB"}
     save_checkpoint(path, {"model": matrices, "alpha": next(iter(layers.values())).alpha[name]})
 
 
-def load_lora(model: nn.Module, path: str | Path, name: str = "default") -> list[str]:
-    """Gives the base the adapter that `save_lora` wrote, under any name that is free, and puts it in use; returns its layers' names.
+def have_common_rank(pair: tuple) -> bool:
+    """Whether a pair read from a file is A (r, d) and B (k, r) with r ≥ 1."""
+    A, B = pair
+    are_matrices = all(isinstance(m, Tensor) and m.dim() == 2 for m in pair)
+    return are_matrices and len(A) == B.size(1) >= 1
 
-    ValueError, and the model as it was, if the file holds no adapter, or one for other layers.
-    """
+
+def read_adapter(path: str | Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """A (r, d) and B (k, r) of each layer in a file, and α. ValueError if it holds no adapter."""
     state = load_checkpoint(path)
-    matrices, alpha = state["model"], state.get("alpha")
-    layers = sorted({n.rpartition(".")[0] for n in matrices})
-    if not layers or not isinstance(alpha, (int, float)) or set(matrices) != {f"{n}.{kind}" for n in layers for kind in "AB"}:
+    matrices = state["model"]
+    layers = sorted({str(key).rpartition(".")[0] for key in matrices})
+    complete = layers and set(matrices) == {f"{n}.{kind}" for n in layers for kind in "AB"}
+    pairs = {n: (matrices[f"{n}.A"], matrices[f"{n}.B"]) for n in layers} if complete else {}
+    fit = pairs and all(map(have_common_rank, pairs.values()))
+    if not fit or not is_possible_alpha(state.get("alpha")):
         raise ValueError(f"{path} is a checkpoint but holds no LoRA adapter; save_lora writes one")
-    rank = len(matrices[f"{layers[0]}.A"])
-    missing = set(layers) - set(find_linears(model, ["*"]))
-    if missing:
-        raise ValueError(f"{path} was made for another model: this one has no linear layer {min(missing)!r}")
-    for n in layers:
-        base = getattr(model.get_submodule(n), "base", model.get_submodule(n))
-        here, there = [(rank, base.in_features), (base.out_features, rank)], [tuple(matrices[f"{n}.{kind}"].shape) for kind in "AB"]
-        if here != there:
-            raise ValueError(f"{path} was made for another model: A and B of {n!r} are {there[0]} and {there[1]} there, "
-                             f"{here[0]} and {here[1]} here")
-    add_lora(model, layers, rank, alpha, torch.Generator(), name)
-    with torch.no_grad():
-        for n in layers:
-            layer = model.get_submodule(n)
-            layer.A[name].copy_(matrices[f"{n}.A"])
-            layer.B[name].copy_(matrices[f"{n}.B"])
-    return layers
+    return pairs, state["alpha"]
+
+
+def load_lora(model: nn.Module, path: str | Path, name: str = "default") -> list[str]:
+    """Adds the adapter that `save_lora` wrote, makes it active, and returns its layers' names.
+
+    `name` is any name that is free in this model. ValueError, and the model as it was, for a name
+    that cannot be used, a file without an adapter, and an adapter of another model.
+    """
+    stored, alpha = read_adapter(path)
+    check_adapter(model, name, alpha)
+    here = linear_layers(model)
+    for n, (A, B) in stored.items():
+        if n not in here:
+            raise ValueError(f"{path} was made for another model: this one has no linear layer "
+                             f"{n!r}")
+        k, d = here[n].weight.shape
+        if (len(B), A.size(1)) != (k, d):
+            raise ValueError(f"{path} was made for another model: BA of {n!r} is "
+                             f"({len(B)}, {A.size(1)}) there, and W is ({k}, {d}) here")
+    attach(model, stored, alpha, name)
+    return list(stored)
