@@ -121,9 +121,9 @@ def ppo_policy_loss(
     check_mask(mask, logprobs.shape)
     advantages = advantages.detach().masked_fill(~mask, 0.0)
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)       # log ρ
-    above = torch.where(advantages >= 0, math.log1p(clip), math.inf).to(log_ratio.dtype)
-    below = torch.where(advantages >= 0, -math.inf, math.log1p(-clip)).to(log_ratio.dtype)
-    ratio = log_ratio.clamp(below, above).exp()
+    lowest = torch.full_like(log_ratio, -math.inf).masked_fill(advantages < 0, math.log1p(-clip))
+    highest = torch.full_like(log_ratio, math.inf).masked_fill(advantages >= 0, math.log1p(clip))
+    ratio = log_ratio.clamp(lowest, highest).exp()
     return -masked_mean(ratio * advantages, mask)
 
 
@@ -207,7 +207,7 @@ def ppo(
         # 1. Sample answers from the current policy, which is π_old from here on. Score them.
         x = prompts(config.n_prompts, generator).repeat_interleave(config.n_samples, dim=0)
         rollout = roll_out(policy, x, config.max_new_tokens, config.stop_token, generator=generator)
-        scores = reward(rollout.tokens, rollout.mask)                               # (B,)
+        scores = reward(rollout.tokens, rollout.mask).to(rollout.logprobs)          # (B,)
         with torch.no_grad():
             ref_logprobs = token_logprobs(reference(rollout.inputs), rollout.tokens, rollout.mask)
             old_values = value(rollout.inputs)                                      # (B, T)

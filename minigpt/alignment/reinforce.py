@@ -104,7 +104,7 @@ def reinforce(
         rollout = roll_out(policy, x, config.max_new_tokens, config.stop_token, generator=generator)
 
         # 2. The return of an answer: its reward, minus the price of leaving the reference.
-        scores = reward(rollout.tokens, rollout.mask)                               # (B,)
+        scores = reward(rollout.tokens, rollout.mask).to(rollout.logprobs)          # (B,)
         with torch.no_grad():
             ref_logprobs = token_logprobs(reference(rollout.inputs), rollout.tokens, rollout.mask)
         price = config.beta * (rollout.logprobs - ref_logprobs).sum(1)              # (B,)

@@ -107,14 +107,17 @@ class World:
                     result[ROWS[prefix], token] = (ends[0] - ends[1]) / (2 * h)
         return result.flatten()
 
-    def all_answers(self, table=None, scored=True):
-        """Each answer once, as if it had been drawn; recorded log-probabilities from Python's lists."""
-        logprobs, reference = torch.zeros(2, *self.actions.shape, dtype=torch.float64)
-        for values, which in ((logprobs, table or self.policy), (reference, self.reference)):
-            for i, row in enumerate(self.token_logprobs(which)):
-                for t, x in enumerate(row):
-                    values[i, len(self.prompt) - 1 + t] = x
-        return Rollout(self.tokens, self.mask, logprobs, *((reference, self.rewards.clone()) if scored else ()))
+    def listed_logprobs(self, table):
+        """(31, T − 1): log π of each action of each answer, from Python's lists; 0 elsewhere."""
+        logprobs = torch.zeros(self.actions.shape, dtype=torch.float64)
+        for i, row in enumerate(self.token_logprobs(table)):
+            for t, x in enumerate(row):
+                logprobs[i, len(self.prompt) - 1 + t] = x
+        return logprobs
+
+    def all_answers(self, table=None):
+        """Each answer once, as if the table (the policy) had sampled it."""
+        return Rollout(self.tokens, self.mask, self.listed_logprobs(table or self.policy))
 
     def score(self, tokens, mask):
         """The reward of given answers, found by what they say, not by where they stand in the list."""

@@ -1,11 +1,12 @@
 """Log-probabilities, the three KL estimates and means over masks, against loops; and what the estimates are as losses."""
+import copy
 import math
 
 import pytest
 import torch
 
 from minigpt.alignment.exact import answer_logprobs, gradient
-from minigpt.alignment.logprobs import entropy, kl_estimates, masked_mean
+from minigpt.alignment.logprobs import check_reference, entropy, kl_estimates, masked_mean
 from minigpt.training.losses import sequence_logprobs, token_logprobs
 
 F64 = torch.float64
@@ -65,8 +66,7 @@ def test_k1_and_k3_have_kl_as_their_mean_and_k3_is_never_negative(world):
 
 def test_token_by_token_the_means_are_kl_too(world):
     """Chain rule, sampled: the sum over an answer's tokens of k1, and of k3, has KL as its mean."""
-    done = world.all_answers()
-    k1, _, k3 = kl_estimates(done.logprobs, done.ref_logprobs)
+    k1, _, k3 = kl_estimates(*(world.listed_logprobs(t) for t in (world.policy, world.reference)))
     p, kl = world.probabilities(world.policy), world.kl(world.policy, world.reference)
     assert math.fsum(a * b for a, b in zip(p, k1.sum(1).tolist())) == pytest.approx(kl, abs=1e-12)
     assert math.fsum(a * b for a, b in zip(p, k3.sum(1).tolist())) == pytest.approx(kl, abs=1e-12)
@@ -126,7 +126,7 @@ def test_masked_mean_is_a_loop_and_blind_elsewhere():
     assert got.item() == pytest.approx((1 + 2 + 4 - 9) / 4) and got.dim() == 0
     (slope,) = torch.autograd.grad(got, values)
     assert slope.tolist() == [[0.25, 0.25, 0], [0, 0.25, 0.25]]
-    with pytest.raises(ValueError, match="counts no position"):
+    with pytest.raises(ValueError, match="counts no place"):
         masked_mean(values, torch.zeros_like(mask))
 
 
@@ -157,3 +157,18 @@ def test_entropy_at_its_ends():
     mask = torch.tensor([[False, True]])
     assert entropy(torch.zeros(1, 2, 7), mask).item() == pytest.approx(math.log(7), rel=1e-6)
     assert entropy(torch.tensor([[[0.0, -math.inf, 0.0]]]), mask).item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_a_mask_of_whole_numbers_is_refused():
+    """values[[1, 0]] would pick rows 1 and 0."""
+    with pytest.raises(ValueError, match="bool"):
+        masked_mean(torch.randn(2, 2), torch.tensor([[1, 0], [0, 1]]))
+
+
+def test_a_policy_that_is_its_own_reference_is_refused(world):
+    check_reference(world.policy, world.reference)
+    check_reference(world.policy, copy.deepcopy(world.policy))
+    with pytest.raises(ValueError, match="share parameters"):
+        check_reference(world.policy, world.policy)
+    with pytest.raises(ValueError, match="share parameters"):
+        check_reference(torch.nn.ModuleList([world.reference, world.policy]), world.policy)

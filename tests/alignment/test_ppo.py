@@ -4,23 +4,25 @@ import math
 import pytest
 import torch
 
+from minigpt.alignment import ppo as module
 from minigpt.alignment.exact import Table, answer_logprobs, gradient, kl_divergence, optimal_policy
 from minigpt.alignment.logprobs import masked_mean
-from minigpt.training.losses import token_logprobs
 from minigpt.alignment.ppo import (
-    PPO,
-    AdaptiveKL,
-    Minibatch,
+    PPOConfig,
+    adapt_beta,
+    explained_variance,
     gae,
+    ppo,
+    ppo_metrics,
     ppo_policy_loss,
     ppo_value_loss,
     whiten,
 )
-from minigpt.alignment.reinforce import ActorCritic, Task, reinforce_loss
+from minigpt.alignment.reinforce import reinforce_loss
 from minigpt.alignment.reward_model import ValueModel
-from minigpt.alignment.rollouts import Rollout, token_rewards
+from minigpt.alignment.rollouts import Rollout, roll_out, token_rewards
 from minigpt.models.gpt import GPT, GPTConfig
-from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import token_logprobs
 
 F64 = torch.float64
 
@@ -90,8 +92,9 @@ def exact_value(world):
 
 
 def test_with_the_exact_value_every_lambda_is_right_and_with_a_wrong_one_only_one(world):
-    done = world.all_answers()
-    rewards = token_rewards(done.scores, done.logprobs, done.ref_logprobs, done.actions, world.beta)
+    rollout, ref_logprobs = world.all_answers(), world.listed_logprobs(world.reference)
+    rewards = token_rewards(world.rewards, rollout.logprobs, ref_logprobs, rollout.actions,
+                            world.beta)
     wanted = world.difference(lambda t: world.expectation(t, world.rewards) - world.beta * world.kl(t, world.reference), world.policy)
     p = torch.tensor(world.probabilities(world.policy), dtype=F64)[:, None]
 
@@ -149,9 +152,9 @@ def test_the_loss_is_a_mean_over_counted_actions():
 
 
 def test_at_the_old_policy_the_gradient_is_reinforces(world):
-    done, A = world.all_answers(), torch.randn(31, 4, generator=world.generator, dtype=F64)
+    rollout, A =  world.all_answers(), torch.randn(31, 4, generator=world.generator, dtype=F64)
     logprobs = lambda: token_logprobs(world.policy(world.tokens[:, :-1]), world.tokens, world.mask)     # noqa: E731
-    got = gradient(world.policy, ppo_policy_loss(logprobs(), done.logprobs, A, world.actions))
+    got = gradient(world.policy, ppo_policy_loss(logprobs(), rollout.logprobs, A, world.actions))
     count = sum(map(len, world.answers))
     by_hand = -(A[..., None] * world.step_scores(world.policy)).sum((0, 1)) / count
     close(got, by_hand)
@@ -198,9 +201,27 @@ def test_whitened_values_have_mean_zero_and_variance_one():
     counted = white[mask].tolist()
     assert sum(counted) / len(counted) == pytest.approx(0, abs=1e-12) and sum(x * x for x in counted) / len(counted) == pytest.approx(1, abs=1e-8)
     assert white[~mask].abs().max() == 0
-    kept = whiten(values, mask, shift_mean=False)[mask]
-    assert kept.mean().item() == pytest.approx(values[mask].mean().item(), abs=1e-12) and kept.var(correction=0).item() == pytest.approx(1, abs=1e-8)
-    assert whiten(values, mask, shift_mean=False)[~mask].abs().max() == 0
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 0.1, 3.0, 1e8, -1e20, 1e37])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_equal_values_are_whitened_to_exactly_zero(size, dtype):
+    """The mean of a thousand times 0.1 is not 0.1 in floating point."""
+    mask = torch.rand(10, 100, generator=torch.Generator().manual_seed(0)) < 0.7
+    assert whiten(torch.full((10, 100), size, dtype=dtype), mask).abs().max() == 0
+
+
+def test_values_far_from_zero_are_whitened_as_well_as_small_ones():
+    values, _, mask = ragged(3)
+    small = (values * 2**20).round()                                    # exact in float64, even + 2^40
+    close(whiten(small + 2**40, mask), whiten(small, mask), atol=1e-9)
+
+
+def test_nothing_to_whiten_is_refused():
+    with pytest.raises(ValueError, match="nothing to average"):
+        whiten(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="bool"):
+        whiten(torch.zeros(2, 3), torch.ones(2, 3))
 
 
 def test_whitening_is_blind_to_what_is_not_counted_and_to_more_of_it():
@@ -214,225 +235,323 @@ def test_whitening_is_blind_to_what_is_not_counted_and_to_more_of_it():
     assert whiten(torch.full((1, 3), 2.0), torch.ones(1, 3, dtype=torch.bool)).abs().max() < 1e-3       # no spread: no division by 0
 
 
-# ---- 14: the price that steers ----
+# ---- 11, at the ends: any log-ratio ----
+
+@pytest.mark.parametrize("log_ratio", [-1e4, -200.0, -1.0, 0.0, 1.0, 89.0, 200.0, 1e4])
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_no_log_ratio_gives_nan(log_ratio, advantage, dtype):
+    """min(ρA, clip(ρ)A) and its slope in log ρ, by cases; ρ itself overflows from log ρ = 89 on."""
+    x = torch.tensor([[log_ratio]], dtype=dtype, requires_grad=True)
+    loss = ppo_policy_loss(x, torch.zeros(1, 1, dtype=dtype),
+                           torch.tensor([[advantage]], dtype=dtype), torch.tensor([[True]]))
+    slope = torch.autograd.grad(loss, x)[0].item()
+    if advantage == 0:
+        assert loss.item() == 0 and slope == 0
+    elif advantage > 0:
+        ratio = math.exp(min(log_ratio, 5.0))
+        assert loss.item() == pytest.approx(-min(ratio, 1.2), rel=1e-6)
+        assert slope == pytest.approx(-ratio if ratio < 1.2 else 0, rel=1e-6)
+    else:
+        ratio = math.exp(log_ratio) if log_ratio < 709 else math.inf
+        ratio = ratio if dtype == F64 or log_ratio < 88 else math.inf
+        assert loss.item() == pytest.approx(max(ratio, 0.8), rel=1e-6)
+        assert slope == pytest.approx(ratio if ratio > 0.8 else 0, rel=1e-6)
+
+
+def test_the_ratio_is_computed_only_where_the_mask_counts():
+    x = torch.tensor([[0.0, 1e4, -math.inf, math.nan]], requires_grad=True)
+    mask = torch.tensor([[True, False, False, False]])
+    loss = ppo_policy_loss(x, torch.zeros(1, 4), torch.tensor([[2.0, 1.0, math.nan, 1.0]]), mask)
+    assert loss.item() == -2
+    assert torch.autograd.grad(loss, x)[0].tolist() == [[-2, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0, -0.2, math.nan])
+def test_a_clip_that_leaves_no_range_is_refused(clip):
+    one = torch.ones(1, 1)
+    with pytest.raises(ValueError, match="clip"):
+        ppo_policy_loss(one, one, one, one.bool(), clip)
+    for legal in (0.01, 0.99):
+        ppo_policy_loss(one, one, one, one.bool(), legal)
+
+
+# ---- 14: the price that follows a target ----
 
 def test_the_price_moves_by_a_fifth_at_most_and_the_right_way():
-    for kl, error in ((0.0, -0.2), (1.7, -0.15), (2.0, 0.0), (2.3, 0.15), (2.4, 0.2), (1e9, 0.2), (-5.0, -0.2)):
-        control = AdaptiveKL(0.5, target=2.0, horizon=1000)
-        assert control.update(kl, 100) == pytest.approx(0.5 * (1 + error / 10), abs=1e-12) == control.beta
+    for kl, error in ((0.0, -0.2), (1.7, -0.15), (2.0, 0.0), (2.3, 0.15), (2.4, 0.2), (1e9, 0.2),
+                      (-5.0, -0.2)):
+        got = adapt_beta(0.5, kl, target=2.0, n_answers=100, horizon=1000)
+        assert got == pytest.approx(0.5 * (1 + error / 10), abs=1e-12)
 
 
-@pytest.mark.parametrize("settings", [(0.0, 1.0, 10), (0.1, 0.0, 10), (0.1, 1.0, 0), (-0.1, 1.0, 10)])
-def test_a_price_that_cannot_be_steered_is_refused(settings):
-    with pytest.raises(ValueError, match="greater than 0"):
-        AdaptiveKL(*settings)
+@pytest.mark.parametrize("beta, target", [(0.0, 1.0), (0.1, 0.0), (-0.1, 1.0), (0.1, math.nan)])
+def test_a_price_that_cannot_follow_a_target_is_refused(beta, target):
+    with pytest.raises(ValueError, match="positive numbers"):
+        adapt_beta(beta, 1.0, target, 5, 10)
+    with pytest.raises(ValueError, match="beta"):
+        PPOConfig(1, 4, 0, beta=beta, kl_target=target)
 
 
-def test_a_collection_larger_than_the_horizon_is_refused():
-    """0.2 · 6 horizons below 1 is −0.2: the price would turn into a prize."""
-    with pytest.raises(ValueError, match="longer horizon"):
-        AdaptiveKL(0.1, target=1.0, horizon=10).update(0.0, 60)
+def test_more_answers_than_the_horizon_are_refused():
+    """1 − 0.2 · 6 is negative: the price would become a reward."""
+    with pytest.raises(ValueError, match="horizon"):
+        adapt_beta(0.1, 0.0, 1.0, n_answers=11, horizon=10)
+    adapt_beta(0.1, 0.0, 1.0, n_answers=10, horizon=10)
+    with pytest.raises(ValueError, match="horizon"):
+        adapt_beta(0.1, 0.0, 1.0, n_answers=0, horizon=10)
 
 
 def test_the_price_settles_where_the_exact_kl_is_on_target(world):
-    """The policy is always the best one for the present β, so KL(β) is a falling curve; found from both sides, and it stays."""
+    """The policy is always the best one for the current β, so KL(β) is a falling curve."""
     ref = torch.tensor(world.logprobs(world.reference), dtype=F64)
-    for start in (0.05, 50.0):
-        control = AdaptiveKL(start, target=0.4, horizon=1000)
+    for beta in (0.05, 50.0):
         for _ in range(400):
-            best, _ = optimal_policy(ref, world.rewards, control.beta)
-            before = control.beta
-            kl = kl_divergence(best, ref).item()
-            assert 1 - 0.2 * 256 / 1000 - 1e-12 <= control.update(kl, 256) / before <= 1 + 0.2 * 256 / 1000 + 1e-12
-        assert kl == pytest.approx(0.4, abs=1e-6) and control.beta == pytest.approx(before, rel=1e-6)
+            best, _ = optimal_policy(ref, world.rewards, beta)
+            kl, before = kl_divergence(best, ref).item(), beta
+            beta = adapt_beta(beta, kl, 0.4, 256, 1000)
+            assert abs(beta / before - 1) <= 0.2 * 256 / 1000 + 1e-12
+        assert kl == pytest.approx(0.4, abs=1e-6) and beta == pytest.approx(before, rel=1e-6)
+
+
+# ---- metrics ----
+
+def test_metrics_by_loops(world):
+    rollout = world.all_answers()
+    with torch.no_grad():
+        world.policy.rows.add_(0.2 * torch.randn(world.policy.rows.shape,
+                                                 generator=world.generator))
+    logits = world.policy(rollout.inputs)
+    logprobs = token_logprobs(logits, rollout.tokens, rollout.mask)
+    metrics = ppo_metrics(logits, logprobs, rollout, clip=0.15)
+    ratios, H = [], []
+    new, steps = world.token_logprobs(world.policy), world.steps(world.policy)
+    for i, answer in enumerate(world.answers):
+        for t in range(len(answer)):
+            ratios.append(math.exp(new[i][t] - rollout.logprobs[i, t].item()))
+            H.append(-sum(math.exp(x) * x for x in steps[world.prompt + answer[:t]]))
+    assert metrics["ratio"] == pytest.approx(max(ratios, key=lambda r: abs(r - 1)))
+    wanted = sum(abs(r - 1) > 0.15 for r in ratios) / len(ratios)
+    assert metrics["clip_fraction"] == pytest.approx(wanted, abs=1e-6) and 0 < wanted < 1
+    assert metrics["entropy"] == pytest.approx(sum(H) / len(H), abs=1e-11)
+
+
+def test_explained_variance_by_hand():
+    values, returns = torch.tensor([[1.0, 2, 9]]), torch.tensor([[2.0, 4, -9]])
+    mask = torch.tensor([[True, True, False]])
+    assert explained_variance(values, returns, mask) == pytest.approx(1 - 0.25 / 1)
+    assert explained_variance(returns + 5, returns, mask) == pytest.approx(1)
+    assert explained_variance(torch.zeros(1, 3), returns, mask) == pytest.approx(0)
+    assert explained_variance(-returns, returns, mask) == pytest.approx(-3)
 
 
 # ---- PPO as a whole ----
 
-def ppo(world, context=4, **options):
-    value = Table(3, context).double()
+def value_table(world, noise=1.0):
+    table = Table(3, 4).double()
     with torch.no_grad():
-        value.rows.normal_(generator=world.generator)
-    policy, reference = world.policy, world.reference
-    if context > 4:
-        policy, reference = Table(3, context, 3).double(), Table(3, context, 3).double()
-        with torch.no_grad():
-            policy.rows.normal_(generator=world.generator)
-            reference.rows.normal_(generator=world.generator)
-    task = Task(lambda n, generator: torch.tensor([world.prompt]).expand(n, -1), world.score, reference, 4, 0, world.beta)
-    return PPO(ActorCritic(policy, value), task, **options)
+        table.rows.normal_(generator=world.generator).mul_(noise)
+    return table
 
 
-def test_what_is_collected_is_the_rollout_its_values_and_their_advantages(world):
-    job = ppo(world, n_prompts=5, n_samples=3, lam=0.8, whitened=False)
-    full = job.collect(torch.Generator().manual_seed(0))
-    done = full.done
-    assert done.tokens.shape == (15, 5) and full.values.shape == full.advantages.shape == full.returns.shape == (15, 4)
-    rows, numbers = job.model.value.rows.tolist(), job.model.value.numbers(done.tokens[:, :-1])
-    pi, ref = (dict(zip(world.answers, world.token_logprobs(t))) for t in (world.policy, world.reference))
-    for i in range(15):
-        answer = tuple(done.tokens[i][done.mask[i]].tolist())
+def settings(world, **more):
+    return PPOConfig(**{"n_iterations": 1, "max_new_tokens": 4, "stop_token": 0, "n_prompts": 8,
+                        "n_samples": 4, "beta": world.beta} | more)
+
+
+def run(world, value, on_row=None, **more):
+    def prompts(n, generator):
+        return torch.tensor([world.prompt]).expand(n, -1)
+    return ppo(world.policy, value, world.reference, prompts, world.score, settings(world, **more),
+               on_row)
+
+
+class Recorder:
+    """Keeps what the loop passes to its parts, in order; the parts work as always."""
+
+    def __init__(self, monkeypatch, *names):
+        self.calls = {name: [] for name in names}
+        for name in names:
+            monkeypatch.setattr(module, name, self.keep(name, getattr(module, name)))
+
+    def keep(self, name, function):
+        def kept(*arguments, **options):
+            result = function(*arguments, **options)
+            self.calls[name].append((arguments, result))
+            return result
+        return kept
+
+
+def test_an_iteration_uses_each_answer_once_per_epoch(world, monkeypatch):
+    seen = Recorder(monkeypatch, "roll_out", "ppo_policy_loss", "gae", "whiten", "gradient_step")
+    run(world, value_table(world), n_epochs=3, n_minibatches=4, gradient_clip=9.0)
+    ((_, rollout),) = seen.calls["roll_out"]
+    ((_, (advantages, _)),), ((_, whitened),) = seen.calls["gae"], seen.calls["whiten"]
+    losses = [arguments for arguments, _ in seen.calls["ppo_policy_loss"]]
+    assert len(losses) == 12 and {len(a[0]) for a in losses} == {8}
+
+    def rows(*parts):
+        return sorted(tuple(row) for row in torch.cat(parts, dim=1).tolist())
+
+    everything = rows(rollout.logprobs, whitened, rollout.actions)
+    epochs = []
+    for epoch in range(3):
+        parts = [torch.cat(column) for column in zip(*(a[1:4] for a in losses[4 * epoch:][:4]))]
+        assert rows(*parts) == everything
+        epochs.append(torch.cat(parts, dim=1).tolist())
+    assert epochs[0] != epochs[1] != epochs[2]                          # a new order each time
+    close(whitened, whiten(advantages, rollout.actions))
+    scales = [arguments[3] for arguments, _ in seen.calls["gradient_step"]]
+    assert scales == pytest.approx([min((i + 1) / 20, (12 - i) / 6) for i in range(12)])
+    assert {arguments[4] for arguments, _ in seen.calls["gradient_step"]} == {9.0}
+
+
+def test_rewards_carry_the_price_and_the_score_at_the_last_action(world, monkeypatch):
+    seen = Recorder(monkeypatch, "roll_out", "gae")
+    value = value_table(world)
+    before, started = value.rows.detach().tolist(), dict(
+        zip(world.answers, world.token_logprobs(world.policy)))
+    (row,) = run(world, value, gamma=0.9, lam=0.8)
+    ((_, rollout),), ((arguments, (advantages, returns)),) = seen.calls["roll_out"], seen.calls["gae"]
+    rewards, values, actions, gamma, lam = arguments
+    assert (gamma, lam) == (0.9, 0.8) and torch.equal(actions, rollout.actions)
+    ref = dict(zip(world.answers, world.token_logprobs(world.reference)))
+    worth = dict(zip(world.answers, world.rewards.tolist()))
+    numbers = value.numbers(rollout.inputs)
+    for i in range(len(rollout)):
+        answer = tuple(rollout.tokens[i][rollout.mask[i]].tolist())
+        wanted = [-world.beta * (a - b) for a, b in zip(started[answer], ref[answer])]
+        wanted[-1] += worth[answer]
         n = len(answer)
-        v = [rows[numbers[i, t]] for t in range(n)] + [0.0]
-        r = [-world.beta * (a - b) for a, b in zip(pi[answer], ref[answer])]
-        r[-1] += world.rewards[world.answers.index(answer)].item()
-        errors = [r[t] + v[t + 1] - v[t] for t in range(n)]
-        wanted = [sum(0.8 ** (j - t) * errors[j] for j in range(t, n)) for t in range(n)]
-        assert full.advantages[i, :n].tolist() == pytest.approx(wanted, abs=1e-11)
-        assert full.returns[i, :n].tolist() == pytest.approx([a + b for a, b in zip(wanted, v)], abs=1e-11)
-    assert not any(x.requires_grad for x in (full.values, full.advantages, full.returns, done.logprobs))
-    white = PPO(job.model, job.task, 5, 3, lam=0.8, whitened=True).collect(torch.Generator().manual_seed(0))
-    close(white.advantages, whiten(full.advantages, done.actions))
-    close(white.returns, full.returns)                                  # the value model's goal stays in the reward's unit
-    explained = 1 - (full.returns - full.values)[done.actions].var(correction=0) / full.returns[done.actions].var(correction=0)
-    assert job.seen["explained_variance"] == pytest.approx(explained.item())
+        assert rewards[i].tolist() == pytest.approx(wanted + [0.0] * (4 - n), abs=1e-12)
+        assert values[i].tolist() == pytest.approx([before[k] for k in numbers[i]], abs=1e-12)
+    assert not advantages.requires_grad and not returns.requires_grad
+    assert row["explained_variance"] == pytest.approx(explained_variance(values, returns, actions))
+    assert row["beta"] == world.beta
 
 
-def test_each_answer_is_used_once_an_epoch_with_its_own_numbers(world):
-    job = ppo(world, n_prompts=4, n_samples=3, n_epochs=3, n_minibatches=2)
-    collect, collected = job.collect, []
-    job.collect = lambda generator: collected.append(collect(generator)) or collected[-1]
-    generator = torch.Generator().manual_seed(5)
-    batches = [job.next_batch(generator) for _ in range(7)]
-    assert len(collected) == 2                                          # 3 epochs · 2 minibatches, then anew
-
-    def rows(batch):
-        parts = (*vars(batch.done).values(), batch.values, batch.advantages, batch.returns)
-        return [str([part[i].tolist() for part in parts]) for i in range(len(batch.values))]
-
-    epochs = [rows(batches[2 * i]) + rows(batches[2 * i + 1]) for i in range(3)]
-    assert [len(b.values) for b in batches[:6]] == [6] * 6
-    assert all(sorted(epoch) == sorted(rows(collected[0])) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]                          # shuffled anew each time
+def test_a_minibatchs_loss_is_policy_and_value_and_each_has_its_own_gradient(world, monkeypatch):
+    value, losses = value_table(world), []
+    monkeypatch.setattr(module, "gradient_step", lambda models, loss, *_: losses.append(
+        (loss, gradient(world.policy, loss), gradient(value, loss))))
+    seen = Recorder(monkeypatch, "ppo_policy_loss", "ppo_value_loss")
+    run(world, value, clip=0.15, value_clip=0.3, n_minibatches=3)
+    for (loss, slope, value_slope), (_, a), ((new, old, *_, clip), b) in zip(
+            losses, seen.calls["ppo_policy_loss"], seen.calls["ppo_value_loss"]):
+        assert loss.item() == pytest.approx((a + b).item()) and clip == 0.3
+        close(slope, gradient(world.policy, a))
+        close(value_slope, gradient(value, b))
+        assert slope.abs().max() > 0.001 and value_slope.abs().max() > 0.001
+        close(new.detach(), old)                                        # no step was taken
+    assert {arguments[4] for arguments, _ in seen.calls["ppo_policy_loss"]} == {0.15}
 
 
-def test_the_first_ratio_is_one_and_nothing_is_clipped(world):
-    job = ppo(world, n_prompts=40)
-    batch = job.next_batch(torch.Generator().manual_seed(1))
-    job.loss(job.model, batch)
-    assert abs(job.seen["ratio_first"] - 1) < 1e-12 and job.seen["clip_fraction"] == 0
-    # The detector must see a policy that is scored otherwise than sampled. A mean of ratios does not: Σ π_old·(π/π_old) = 1 for any π.
-    with torch.no_grad():
-        world.policy.rows.mul_(0.7)
-    job.loss(job.model, batch)
-    assert abs(job.seen["ratio_first"] - 1) < 1e-12                     # later losses leave it alone
-    del job.seen["ratio_first"]
-    job.loss(job.model, batch)
-    assert abs(job.seen["ratio_first"] - 1) > 0.3 and job.seen["clip_fraction"] > 0.1
+def test_the_first_ratio_is_one_and_the_last_is_not(world):
+    rows = run(world, value_table(world), n_iterations=3, learning_rate=0.3, n_epochs=4)
+    for row in rows:
+        assert abs(row["ratio_first"] - 1) < 1e-12
+    assert rows[1]["clip_fraction"] > 0.05
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_first_ratio_of_a_gpt_is_one_in_either_mode(training):
-    config = GPTConfig(vocab_size=5, context_length=12, n_layers=2, n_heads=2, d_model=8)
-    policy, reference, body = (GPT(config, torch.Generator().manual_seed(s)).double() for s in (0, 0, 1))
+    shape = GPTConfig(vocab_size=5, context_length=12, n_layers=2, n_heads=2, d_model=8)
+    policy, reference, body = (GPT(shape, torch.Generator().manual_seed(s)).double().train(training)
+                               for s in (0, 0, 1))
     with torch.no_grad():
         for parameter in policy.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(10)
-    task = Task(lambda n, g: torch.randint(1, 5, (n, 3), generator=g), lambda tokens, mask: mask.sum(1), reference, 6, 0, 0.1)
-    model = ActorCritic(policy, ValueModel(body)).train(training)
-    job = PPO(model, task, n_prompts=16, n_samples=2)
-    job.loss(model, job.next_batch(torch.Generator().manual_seed(2)))
-    assert abs(job.seen["ratio_first"] - 1) < 1e-10 and job.seen["clip_fraction"] == 0 and job.seen["kl"] != 0
+    config = PPOConfig(1, max_new_tokens=6, stop_token=0, n_prompts=16, n_samples=2)
+    (row,) = ppo(policy, ValueModel(body), reference,
+                 lambda n, generator: torch.randint(1, 5, (n, 3), generator=generator),
+                 lambda tokens, mask: mask.sum(1), config)
+    assert abs(row["ratio_first"] - 1) < 1e-10 and row["kl"] != 0
 
 
-def test_a_minibatchs_loss_is_policy_and_value_and_each_teaches_its_own(world):
-    job = ppo(world, n_prompts=6, clip=0.15, value_clip=0.3)
-    batch = job.next_batch(torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        world.policy.rows.add_(0.4 * torch.randn(world.policy.rows.shape, generator=world.generator))
-        job.model.value.rows.add_(0.4 * torch.randn(job.model.value.rows.shape, generator=world.generator))
-    loss = job.loss(job.model, batch)
-    pi, terms, clipped = dict(zip(world.answers, world.token_logprobs(world.policy))), [], 0
-    numbers, rows = job.model.value.numbers(batch.done.tokens[:, :-1]), job.model.value.rows.tolist()
-    for i in range(len(batch.values)):
-        answer = tuple(batch.done.tokens[i][batch.done.mask[i]].tolist())
-        for t in range(len(answer)):
-            r, A = math.exp(pi[answer][t] - batch.done.logprobs[i, t].item()), batch.advantages[i, t].item()
-            v, o, R = rows[numbers[i, t]], batch.values[i, t].item(), batch.returns[i, t].item()
-            near = min(max(v, o - 0.3), o + 0.3)
-            terms.append(-min(r * A, min(max(r, 0.85), 1.15) * A) + max((v - R) ** 2, (near - R) ** 2) / 2)
-            clipped += abs(r - 1) > 0.15
-    assert loss.item() == pytest.approx(sum(terms) / len(terms), abs=1e-11)
-    assert job.seen["clip_fraction"] == pytest.approx(clipped / len(terms), abs=1e-6) and 0 < clipped < len(terms)
-    policy_only = torch.autograd.grad(ppo_policy_loss(token_logprobs(world.policy(batch.done.tokens[:, :-1]), batch.done.tokens, batch.done.mask),
-                                                      batch.done.logprobs, batch.advantages, batch.done.actions, 0.15), world.policy.rows)[0]
-    close(torch.autograd.grad(loss, world.policy.rows)[0], policy_only)
-
-
-def test_watched_entropy_is_not_over_padding(world):
-    job = ppo(world, n_prompts=8)
-    batch = job.next_batch(torch.Generator().manual_seed(4))
-    with torch.no_grad():
-        for i in range(len(batch.values)):                              # rows that only padding reads: made certain
-            n = int(batch.done.mask[i].sum())
-            after = world.policy.numbers(batch.done.tokens[:, :-1])[i, n:]
-            world.policy.rows[after] = torch.tensor([60.0, 0, 0], dtype=F64)
-    job.loss(job.model, batch)
-    steps, H = world.steps(world.policy), []
-    for tokens, mask in zip(batch.done.tokens, batch.done.mask):
-        answer = tuple(tokens[mask].tolist())
-        H += [-sum(math.exp(x) * x for x in steps[world.prompt + answer[:t]]) for t in range(len(answer))]
-    assert job.seen["entropy"] == pytest.approx(sum(H) / len(H), abs=1e-11)
-    assert abs(job.seen["entropy"] - sum(H) / batch.done.actions.numel()) > 0.01
+def test_a_policy_that_is_scored_otherwise_than_sampled_is_noticed(world, monkeypatch):
+    """Sampled at temperature 2: the first ratio shows it, and the mean of all ratios does not."""
+    monkeypatch.setattr(module, "roll_out", lambda *arguments, generator: roll_out(
+        *arguments, temperature=2.0, generator=generator))
+    (row,) = run(world, value_table(world), n_prompts=64)
+    assert abs(row["ratio_first"] - 1) > 0.3
 
 
 def test_more_padding_changes_neither_loss_nor_gradient(world):
-    job = ppo(world, context=7, n_prompts=6, whitened=True)
-    batch = job.next_batch(torch.Generator().manual_seed(6))
+    policy, value = Table(3, 7, 3).double(), Table(3, 7).double()
     with torch.no_grad():
-        job.model.policy.rows.add_(0.3 * torch.randn(job.model.policy.rows.shape, generator=world.generator))
-    longer = lambda x: torch.nn.functional.pad(x, (0, 3))               # noqa: E731
-    done = batch.done
-    wider = Rollout(longer(done.tokens), longer(done.mask), longer(done.logprobs), longer(done.ref_logprobs), done.scores)
-    wide = Minibatch(wider, longer(batch.values), longer(batch.advantages), longer(batch.returns))
-    a, b = job.loss(job.model, batch), job.loss(job.model, wide)
-    close(a.detach(), b.detach())
-    close(gradient(job.model, a), gradient(job.model, b))
+        policy.rows.normal_(generator=world.generator)
+        value.rows.normal_(generator=world.generator)
+    rollout, results = world.all_answers(), []
+    A, returns = torch.randn(2, 31, 4, generator=world.generator, dtype=F64)
+    for n in (0, 3):
+        def longer(x):
+            return torch.nn.functional.pad(x, (0, n))   # noqa: B023
+        wide = Rollout(longer(rollout.tokens), longer(rollout.mask), longer(rollout.logprobs))
+        logprobs = token_logprobs(policy(wide.inputs), wide.tokens, wide.mask)
+        loss = ppo_policy_loss(logprobs, wide.logprobs, longer(A), wide.actions)
+        loss = loss + ppo_value_loss(value(wide.inputs), longer(returns), longer(A), wide.actions)
+        results.append((loss.detach(), gradient(policy, loss), gradient(value, loss)))
+    for a, b in zip(*results):
+        close(a, b)
 
 
-def test_the_price_is_steered_by_what_was_measured(world):
-    job = ppo(world, n_prompts=8, adaptive=AdaptiveKL(0.7, target=1e-6, horizon=64))
-    full = job.collect(torch.Generator().manual_seed(7))
-    paid = token_rewards(full.done.scores, full.done.logprobs, full.done.ref_logprobs, full.done.actions, 0.7)
-    advantages, _ = gae(paid, full.values, full.done.actions)
-    torch.testing.assert_close(full.advantages, whiten(advantages, full.done.actions))
-    assert job.seen["kl"] > 1e-5 and job.seen["beta"] == 0.7            # these answers are paid for at the price they were given under,
-    assert job.adaptive.beta == pytest.approx(0.7 * (1 + 0.2 * 32 / 64))        # and what they cost sets the next one's
-    assert job.seen["kl"] == pytest.approx((full.done.logprobs - full.done.ref_logprobs).sum(1).mean().item())
-    job.collect(torch.Generator().manual_seed(8))
-    assert job.seen["beta"] == pytest.approx(0.77)
+def test_beta_follows_the_measured_kl_from_the_next_iteration_on(world, monkeypatch):
+    seen = Recorder(monkeypatch, "token_rewards")
+    rows = run(world, value_table(world), n_iterations=3, beta=0.7, kl_target=1e-6, kl_horizon=64,
+               learning_rate=1e-6)
+    assert all(row["kl"] > 1e-5 for row in rows)                        # far above the target
+    wanted = [0.7, 0.7 * 1.1, 0.7 * 1.1 * 1.1]                          # 1 + 0.2 · 32/64
+    assert [row["beta"] for row in rows] == pytest.approx(wanted)
+    assert [arguments[4] for arguments, _ in seen.calls["token_rewards"]] == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("name", ["n_prompts", "n_samples", "n_epochs", "n_minibatches"])
-def test_numbers_of_nothing_are_refused(world, name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
-        ppo(world, **{name: 0})
+def test_on_row_can_add_and_stop(world):
+    def on_row(row):
+        row["added"] = True
+        return row["iteration"] == 1
+
+    rows = run(world, value_table(world), on_row, n_iterations=5)
+    assert [row["iteration"] for row in rows] == [0, 1] and all(row["added"] for row in rows)
 
 
-@pytest.mark.parametrize("whitened, gap", [(False, 1e-3), (True, 5e-3)])
-def test_training_ends_at_the_best_policy_and_the_reference_stays(world, whitened, gap):
-    """Whitened advantages have variance 1 even where nothing is left to learn, so their noise does not end with the learning."""
+@pytest.mark.parametrize("wrong", [
+    {"n_epochs": 0}, {"n_minibatches": 0}, {"n_minibatches": 33}, {"clip": 0.0}, {"clip": 1.0},
+    {"value_clip": 0.0}, {"gamma": 1.1}, {"gamma": -0.1}, {"lam": 1.1}, {"lam": -0.1},
+])
+def test_settings_under_which_nothing_is_learned_are_refused(world, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        settings(world, **wrong)
+    settings(world, n_epochs=1, n_minibatches=32, gamma=1.0, lam=0.0)
+    settings(world, n_minibatches=1, gamma=0.0, lam=1.0)
+
+
+def test_a_policy_that_is_its_own_reference_is_refused(world):
+    world.reference = world.policy
+    with pytest.raises(ValueError, match="share parameters"):
+        run(world, value_table(world))
+
+
+def test_training_ends_at_the_best_policy_and_the_reference_stays(world):
+    """Whitened advantages have variance 1 even where nothing is left to learn, so some noise stays."""
     with torch.no_grad():
         world.policy.rows.copy_(world.reference.rows)
-    job = ppo(world, n_prompts=256, n_samples=1, n_epochs=2, n_minibatches=1, value_clip=1.0, whitened=whitened)
     before = world.reference.rows.detach().clone()
-    best, _ = optimal_policy(torch.tensor(world.logprobs(world.reference), dtype=F64), world.rewards, world.beta)
-    config = TrainingConfig(max_steps=150, learning_rate=0.1, weight_decay=0, gradient_clip=1e9, evaluate_every=150)
-    start = world.kl_to(best)
-    list(train(job.model, job.next_batch, job.loss, config, progress=False))
-    assert start > 0.3 and world.kl_to(best) <= gap
+    ref_logprobs = torch.tensor(world.logprobs(world.reference), dtype=F64)
+    best, _ = optimal_policy(ref_logprobs, world.rewards, world.beta)
+
+    def gap():
+        logprobs = answer_logprobs(world.policy, world.tokens, world.mask).detach()
+        return kl_divergence(logprobs, best).item()
+
+    start = gap()
+    run(world, value_table(world), n_iterations=75, n_prompts=256, n_samples=1, n_epochs=2,
+        n_minibatches=1, value_clip=1.0, learning_rate=0.1, gradient_clip=1e9)
+    assert start > 0.3 and gap() <= 5e-3
     assert torch.equal(world.reference.rows, before) and world.reference.rows.grad is None
-    assert abs(job.seen["ratio_first"] - 1) < 1e-12
-
-
-@pytest.fixture
-def world(world):
-    world.kl_to = lambda best: kl_divergence(answer_logprobs(world.policy, world.tokens, world.mask).detach(), best).item()
-    return world
 
 
 def test_masked_means_are_over_the_minibatch_not_row_by_row():
     """Said in the header: a long answer weighs more than a short one."""
-    values, mask = torch.tensor([[1.0, 1, 1], [5, 0, 0]]), torch.tensor([[True, True, True], [True, False, False]])
+    values, mask = torch.tensor([[1.0, 1, 1], [5, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
     assert masked_mean(values, mask).item() == pytest.approx(8 / 4)

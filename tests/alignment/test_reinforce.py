@@ -1,21 +1,21 @@
 """REINFORCE against sums over all answers: which baselines change nothing, which do, and where the learning ends."""
 
+import math
+
 import pytest
 import torch
 
+from minigpt.alignment import reinforce as module
 from minigpt.alignment.exact import Table, answer_logprobs, gradient, kl_divergence, optimal_policy
-from minigpt.training.losses import token_logprobs
 from minigpt.alignment.reinforce import (
-    ActorCritic,
-    Reinforce,
-    Task,
-    advantages_over,
+    ReinforceConfig,
+    reinforce,
     reinforce_loss,
-    watch,
+    subtract_baseline,
 )
-from minigpt.alignment.rollouts import Rollout, rollout
+from minigpt.alignment.rollouts import roll_out
 from minigpt.models.gpt import GPT, GPTConfig
-from minigpt.training.loop import TrainingConfig, train
+from minigpt.training.losses import token_logprobs
 
 F64 = torch.float64
 
@@ -35,9 +35,13 @@ def policy_gradient(world, weights):
     return -gradient(world.policy, reinforce_loss(logprobs, 31 * p * weights, world.actions))
 
 
-def task(world, score=None):
-    prompts = lambda n, generator: torch.tensor([world.prompt]).expand(n, -1)   # noqa: E731
-    return Task(prompts, score or world.score, world.reference, max_new_tokens=4, stop_token=0, beta=world.beta)
+def prompts_of(world):
+    return lambda n, generator: torch.tensor([world.prompt]).expand(n, -1)
+
+
+def settings(world, **more):
+    return ReinforceConfig(**{"n_iterations": 1, "max_new_tokens": 4, "stop_token": 0,
+                              "beta": world.beta, "n_prompts": 4, "n_samples": 3} | more)
 
 
 # ---- 2: the gradient, with and without baselines ----
@@ -104,10 +108,10 @@ def test_dividing_by_the_length_turns_the_gradient(world):
 def test_advantages_by_loops():
     returns = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
     rows = returns.tolist()
-    close(advantages_over(returns, "none"), returns)
-    close(advantages_over(returns, "mean"), torch.tensor([[r - sum(row) / 4 for r in row] for row in rows], dtype=F64))
+    close(subtract_baseline(returns, "none"), returns)
+    close(subtract_baseline(returns, "mean"), torch.tensor([[r - sum(row) / 4 for r in row] for row in rows], dtype=F64))
     others = [[r - (sum(row[:i]) + sum(row[i + 1:])) / 3 for i, r in enumerate(row)] for row in rows]
-    close(advantages_over(returns, "leave_one_out"), torch.tensor(others, dtype=F64))
+    close(subtract_baseline(returns, "leave_one_out"), torch.tensor(others, dtype=F64))
 
 
 @pytest.mark.parametrize("n_samples", [2, 3])
@@ -123,161 +127,185 @@ def test_over_all_groups_leave_one_out_is_right_and_the_mean_too_short(world, n_
         return mass @ world.scores(world.policy)
 
     wanted = world.gradient(world.policy, world.rewards)
-    close(expected(advantages_over(returns, "none")), wanted)
-    close(expected(advantages_over(returns, "leave_one_out")), wanted)
-    close(expected(advantages_over(returns, "mean")), wanted * (n_samples - 1) / n_samples)
-    scaled = advantages_over(returns, "mean") / (returns.std(1, keepdim=True) + 1e-6)
+    close(expected(subtract_baseline(returns, "none")), wanted)
+    close(expected(subtract_baseline(returns, "leave_one_out")), wanted)
+    close(expected(subtract_baseline(returns, "mean")), wanted * (n_samples - 1) / n_samples)
+    scaled = subtract_baseline(returns, "mean") / (returns.std(1, keepdim=True) + 1e-6)
     assert cosine(expected(scaled), wanted) < 0.995                     # by the group's deviation: another direction
 
 
 def test_groups_that_are_none_are_refused():
     with pytest.raises(ValueError, match="leave_one_out"):
-        advantages_over(torch.zeros(3, 1), "leave_one_out")
+        subtract_baseline(torch.zeros(3, 1), "leave_one_out")
     with pytest.raises(ValueError, match="median"):
-        advantages_over(torch.zeros(3, 2), "median")
+        subtract_baseline(torch.zeros(3, 2), "median")
 
 
-# ---- the two functions for the loop ----
+# ---- the algorithm, watched from outside ----
 
-def test_attempts_are_scored_answers_with_groups_side_by_side(world):
+def run_one_iteration(world, monkeypatch, **more):
+    """The sampled rollout and the gradient of one iteration; the policy stays as it is."""
+    seen = {}
+
+    def keep_rollout(*arguments, **options):
+        seen["rollout"] = roll_out(*arguments, **options)
+        return seen["rollout"]
+
+    def keep_gradient(model, loss, optimizers, scale, gradient_clip):
+        seen["loss"], seen["scale"], seen["clip"] = loss.item(), scale, gradient_clip
+        seen["gradient"] = gradient(model, loss)
+
+    monkeypatch.setattr(module, "roll_out", keep_rollout)
+    monkeypatch.setattr(module, "gradient_step", keep_gradient)
+    (row,) = reinforce(world.policy, world.reference, prompts_of(world), world.score,
+                       settings(world, **more))
+    return seen, row
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean", "leave_one_out"])
+def test_one_iteration_is_priced_returns_against_their_own_group(world, monkeypatch, baseline):
+    seen, row = run_one_iteration(world, monkeypatch, baseline=baseline, seed=1, gradient_clip=7.0)
+    rollout = seen["rollout"]
+    assert rollout.tokens.shape == (12, 5)
+    pi, ref = (dict(zip(world.answers, world.logprobs(t))) for t in (world.policy, world.reference))
+    answers = [tuple(t[m].tolist()) for t, m in zip(rollout.tokens, rollout.mask)]
+    scores = world.score(rollout.tokens, rollout.mask).tolist()
+    R = [score - world.beta * (pi[y] - ref[y]) for y, score in zip(answers, scores)]
+    advantages = []
+    for i, r in enumerate(R):
+        group = R[i // 3 * 3:i // 3 * 3 + 3]
+        b = {"none": 0, "mean": sum(group) / 3, "leave_one_out": (sum(group) - r) / 2}[baseline]
+        advantages.append(r - b)
+    wanted = -sum(a * pi[y] for a, y in zip(advantages, answers)) / 12
+    assert seen["loss"] == pytest.approx(wanted, abs=1e-11)
+    by_hand = -sum(a * world.scores(world.policy)[world.answers.index(y)]
+                   for a, y in zip(advantages, answers)) / 12
+    close(seen["gradient"], by_hand, atol=1e-11)                        # none passes through R
+    assert seen["scale"] == pytest.approx(1 / 20) and seen["clip"] == 7.0
+    assert row["iteration"] == 0 and row["score"] == pytest.approx(sum(scores) / 12)
+    assert row["kl"] == pytest.approx(sum(pi[y] - ref[y] for y in answers) / 12)
+
+
+def test_the_answers_to_one_prompt_stand_side_by_side(world, monkeypatch):
     asked = []
 
     def prompts(n, generator):
         asked.append(n)
-        return torch.arange(n)[:, None] % 3                             # (n, 1): prompts 0 1 2 0 1
+        return torch.arange(n)[:, None] % 3                             # prompts 0 1 2 0 1
 
-    job = task(world)
-    job.prompts = prompts
-    done = job.attempt(world.policy, 5, 3, torch.Generator().manual_seed(0))
-    assert asked == [5] and done.tokens[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1]
-    close(done.scores, world.score(done.tokens, done.mask))
-    close(done.ref_logprobs, token_logprobs(world.reference(done.tokens[:, :-1]), done.tokens, done.mask).detach())
-
-
-@pytest.mark.parametrize("baseline", ["none", "mean", "leave_one_out"])
-def test_a_batchs_advantages_are_priced_returns_against_their_own_group(world, baseline):
-    job = Reinforce(world.policy, task(world), n_prompts=4, n_samples=3, baseline=baseline)
-    done, advantages = job.next_batch(torch.Generator().manual_seed(1))
-    assert done.tokens.shape == (12, 5) and advantages.shape == (12,) and not advantages.requires_grad
-    pi, ref = (dict(zip(world.answers, world.logprobs(t))) for t in (world.policy, world.reference))
-    R = []
-    for tokens, mask, score in zip(done.tokens, done.mask, world.score(done.tokens, done.mask).tolist()):
-        answer = tuple(tokens[mask].tolist())
-        R.append(score - world.beta * (pi[answer] - ref[answer]))
-    wanted = []
-    for i, r in enumerate(R):
-        group = R[i // 3 * 3:i // 3 * 3 + 3]
-        wanted.append(r - {"none": 0, "mean": sum(group) / 3, "leave_one_out": (sum(group) - r) / 2}[baseline])
-    assert advantages.tolist() == pytest.approx(wanted, abs=1e-11)
-    loss = job.loss(world.policy, (done, advantages))
-    logp = [pi[tuple(t[m].tolist())] for t, m in zip(done.tokens, done.mask)]
-    assert loss.item() == pytest.approx(-sum(a * b for a, b in zip(wanted, logp)) / 12, abs=1e-11)
+    rollouts = []
+    monkeypatch.setattr(module, "roll_out", lambda *a, **k: rollouts.append(roll_out(*a, **k))
+                        or rollouts[-1])
+    reinforce(world.policy, world.reference, prompts, lambda t, m: m.sum(1).double(),
+              settings(world, n_prompts=5))
+    assert asked == [5]
+    assert rollouts[0].tokens[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1]
 
 
-def test_with_a_learned_baseline_each_action_answers_for_what_comes_after_it(world):
-    both = ActorCritic(world.policy, world.table(None))
-    job = Reinforce(both, task(world), n_prompts=3, n_samples=2, baseline="learned")
-    done, to_go = job.next_batch(torch.Generator().manual_seed(2))
-    loss = job.loss(both, (done, to_go))
-    values, rows = both.value(done.tokens[:, :-1]).detach(), both.value.numbers(done.tokens[:, :-1])
-    total, wrong, count = 0.0, 0.0, int(done.actions.sum())
-    value_slope = torch.zeros_like(both.value.rows)
-    for i in range(6):
-        last = int(done.actions[i].nonzero().max())
-        rewards = [-world.beta * (done.logprobs[i, t] - done.ref_logprobs[i, t]).item() for t in range(last + 1)]
-        rewards[-1] += done.scores[i].item()
-        for t in range(last + 1):
-            assert to_go[i, t].item() == pytest.approx(sum(rewards[t:]), abs=1e-11)
-            error = sum(rewards[t:]) - values[i, t].item()
-            total -= error * done.logprobs[i, t].item() / 6
-            wrong += error**2 / 2 / count
-            value_slope[rows[i, t]] -= error / count                    # of the squared error alone: the policy's loss sees numbers
-    assert loss.item() == pytest.approx(total + wrong, abs=1e-11)
-    (slope,) = torch.autograd.grad(loss, both.value.rows)
-    close(slope, value_slope)
-
-
-def test_watched_numbers_are_means_over_answers(world):
-    done = world.all_answers()
-    seen = watch(done)
+def test_the_mean_of_many_answers_is_the_exact_gradient(world, monkeypatch):
+    """Sampled by the library from end to end, against the sum over the list: ∇( E[r] − β·KL )."""
+    seen, _ = run_one_iteration(world, monkeypatch, n_prompts=4000, n_samples=2, seed=4)
+    sampled = -seen["gradient"]
     pi, ref = world.logprobs(world.policy), world.logprobs(world.reference)
-    assert seen["score"] == pytest.approx(world.rewards.mean().item()) and seen["length"] == pytest.approx(sum(map(len, world.answers)) / 31, rel=1e-6)
-    assert seen["kl"] == pytest.approx(sum(a - b for a, b in zip(pi, ref)) / 31)
+    R = world.rewards - world.beta * torch.tensor([a - b for a, b in zip(pi, ref)], dtype=F64)
+    wanted = world.gradient(world.policy, R)
+    p = world.probabilities(world.policy)
+    mean = sum(q * r for q, r in zip(p, R.tolist()))
+    variance = sum(q * (r - mean) ** 2 * s.square()
+                   for q, r, s in zip(p, R.tolist(), world.scores(world.policy)))
+    error = (variance / 8000).sqrt()        # leave-one-out with G = 2 at most doubles the variance
+    assert ((sampled - wanted).abs() <= 6 * error + 1e-4).all()
+    without_price = world.gradient(world.policy, world.rewards)
+    assert (without_price - wanted).abs().max() > 6 * error.max()
 
 
-@pytest.mark.parametrize("baseline", ["none", "mean", "leave_one_out", "learned"])
-def test_more_padding_changes_neither_loss_nor_gradient(world, baseline):
-    policy, value = Table(3, 7, 3).double(), Table(3, 7).double()
+def test_each_iteration_follows_the_schedule_and_on_row_can_add_and_stop(world, monkeypatch):
+    scales, calls = [], []
+    monkeypatch.setattr(module, "gradient_step", lambda m, loss, o, scale, clip: scales.append(scale))
+
+    def on_row(row):
+        row["added"] = len(calls)
+        calls.append(row["iteration"])
+        return len(calls) == 31
+
+    rows = reinforce(world.policy, world.reference, prompts_of(world), world.score,
+                     settings(world, n_iterations=40), on_row)
+    assert calls == list(range(31)) and [row["added"] for row in rows] == calls
+    assert scales[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
+    assert scales[20:] == pytest.approx([(40 - i) / 20 for i in range(20, 31)])
+
+
+@pytest.mark.parametrize("baseline, n_samples", [("median", 4), ("mean", 1), ("leave_one_out", 1)])
+def test_baselines_that_cannot_be_computed_are_refused(baseline, n_samples):
+    with pytest.raises(ValueError, match=baseline):
+        ReinforceConfig(1, 4, 0, baseline=baseline, n_samples=n_samples)
+    ReinforceConfig(1, 4, 0, baseline="none", n_samples=1)
+    ReinforceConfig(1, 4, 0, baseline="leave_one_out", n_samples=2)
+
+
+def test_a_policy_that_is_its_own_reference_is_refused(world):
+    with pytest.raises(ValueError, match="share parameters"):
+        reinforce(world.policy, world.policy, prompts_of(world), world.score, settings(world))
+
+
+def test_more_padding_changes_neither_loss_nor_gradient(world):
+    policy = Table(3, 7, 3).double()
     with torch.no_grad():
         policy.rows.normal_(generator=world.generator)
-        value.rows.normal_(generator=world.generator)
-    model = ActorCritic(policy, value) if baseline == "learned" else policy
-    job = Reinforce(model, task(world), n_prompts=8, n_samples=2, baseline=baseline)
-    world.reference = Table(3, 7, 3).double()
-    job.task.reference = world.reference
-    done, advantages = job.next_batch(torch.Generator().manual_seed(3))
-
-    def longer(x, value=0):
-        return torch.nn.functional.pad(x, (0, 3), value=value)
-
-    wider = Rollout(longer(done.tokens), longer(done.mask, False), longer(done.logprobs), longer(done.ref_logprobs), done.scores)
-    a = gradient(model, job.loss(model, (done, advantages)))
-    b = gradient(model, job.loss(model, (wider, longer(advantages) if baseline == "learned" else advantages)))
+    tokens = torch.nn.functional.pad(world.tokens, (0, 3))
+    mask = torch.nn.functional.pad(world.mask, (0, 3))
+    losses = [reinforce_loss(token_logprobs(policy(t[:, :-1]), t, m), world.rewards, m[:, 1:])
+              for t, m in ((world.tokens, world.mask), (tokens, mask))]
+    a, b = (gradient(policy, loss) for loss in losses)
     assert a.abs().max() > 0.01
     close(a, b)
 
 
-def test_misspelt_and_mismatched_baselines_are_refused(world):
-    both = ActorCritic(world.policy, world.table(None))
-    for policy, baseline, word in ((world.policy, "median", "median"), (world.policy, "learned", "ActorCritic"), (both, "mean", "ActorCritic")):
-        with pytest.raises(ValueError, match=word):
-            Reinforce(policy, task(world), baseline=baseline)
-
-
-def test_the_mean_of_many_batches_is_the_exact_gradient(world):
-    """Sampled by the library from end to end, against the sum over the list: ∇( E[R] − β·KL )."""
-    job = Reinforce(world.policy, task(world), n_prompts=4000, n_samples=2)
-    sampled = -gradient(world.policy, job.loss(world.policy, job.next_batch(torch.Generator().manual_seed(4))))
-    pi, ref = world.logprobs(world.policy), world.logprobs(world.reference)
-    priced = world.rewards - world.beta * torch.tensor([a - b for a, b in zip(pi, ref)], dtype=F64)
-    wanted = world.gradient(world.policy, priced)
-    mean = sum(p * r for p, r in zip(world.probabilities(world.policy), priced.tolist()))
-    spread = sum(p * (r - mean) ** 2 * s.square() for p, r, s in zip(world.probabilities(world.policy), priced.tolist(), world.scores(world.policy)))
-    assert ((sampled - wanted).abs() <= 6 * (spread / 8000).sqrt() + 1e-4).all()       # leave-one-out with G = 2 at most doubles the variance
-    assert (world.gradient(world.policy, world.rewards) - wanted).abs().max() > 6 * (spread / 8000).sqrt().max()
+def test_junk_in_the_padding_costs_nothing_and_a_mask_of_numbers_is_refused():
+    logprobs, mask = torch.tensor([[-1.0, math.nan]]), torch.tensor([[True, False]])
+    assert reinforce_loss(logprobs, torch.tensor([[2.0, math.nan]]), mask).item() == 2.0
+    with pytest.raises(ValueError, match="bool"):
+        reinforce_loss(logprobs, torch.tensor([2.0]), mask.long())
+    with pytest.raises(ValueError, match="no answer"):
+        reinforce_loss(torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, 2, dtype=torch.bool))
 
 
 # ---- training ----
 
-@pytest.mark.parametrize("baseline, n_samples", [("leave_one_out", 4), ("learned", 1)])
-def test_training_ends_at_the_best_policy(world, baseline, n_samples):
-    policy = world.policy
+def test_training_ends_at_the_best_policy(world):
     with torch.no_grad():
-        policy.rows.copy_(world.reference.rows)
-    model = ActorCritic(policy, Table(3, 4).double()) if baseline == "learned" else policy
-    reference_before = world.reference.rows.detach().clone()
-    job = Reinforce(model, task(world), n_prompts=128 // n_samples, n_samples=n_samples, baseline=baseline)
-    config = TrainingConfig(max_steps=150, learning_rate=0.1, weight_decay=0, gradient_clip=1e9, evaluate_every=150)
-    best, _ = optimal_policy(torch.tensor(world.logprobs(world.reference), dtype=F64), world.rewards, world.beta)
-    gap = lambda: kl_divergence(answer_logprobs(policy, world.tokens, world.mask).detach(), best).item()    # noqa: E731
+        world.policy.rows.copy_(world.reference.rows)
+    before = world.reference.rows.detach().clone()
+    ref_logprobs = torch.tensor(world.logprobs(world.reference), dtype=F64)
+    best, _ = optimal_policy(ref_logprobs, world.rewards, world.beta)
+
+    def gap():
+        logprobs = answer_logprobs(world.policy, world.tokens, world.mask).detach()
+        return kl_divergence(logprobs, best).item()
+
     start = gap()
-    list(train(model, job.next_batch, job.loss, config, progress=False))
+    config = settings(world, n_iterations=150, n_prompts=32, n_samples=4, learning_rate=0.1,
+                      gradient_clip=1e9)
+    reinforce(world.policy, world.reference, prompts_of(world), world.score, config)
     assert start > 0.3 and gap() <= 1e-3
-    assert torch.equal(world.reference.rows, reference_before) and world.reference.rows.grad is None
+    assert torch.equal(world.reference.rows, before) and world.reference.rows.grad is None
 
 
 def test_a_tiny_gpt_learns_to_stop_when_stopping_pays():
-    """The stop token is in the loss: a policy paid for short answers ends with short ones; the reference stays bit for bit."""
-    config = GPTConfig(vocab_size=4, context_length=8, n_layers=1, n_heads=2, d_model=16)
-    policy, reference = (GPT(config, torch.Generator().manual_seed(0)) for _ in range(2))
+    """The stop token is in the loss: a policy paid for short answers ends with short ones."""
+    shape = GPTConfig(vocab_size=4, context_length=8, n_layers=1, n_heads=2, d_model=16)
+    policy, reference = (GPT(shape, torch.Generator().manual_seed(0)) for _ in range(2))
     before = {name: value.clone() for name, value in reference.state_dict().items()}
-    job = Reinforce(policy, Task(lambda n, g: torch.full((n, 2), 3), lambda tokens, mask: -mask.sum(1), reference, 6, 0, beta=0.1), n_prompts=8)
-    schedule = TrainingConfig(max_steps=60, learning_rate=1e-2, weight_decay=0, evaluate_every=60)
-    rows = train(policy, job.next_batch, job.loss, schedule, progress=False)
-    next(rows)
-    start = rollout(policy, torch.full((200, 2), 3), 6, 0, generator=torch.Generator().manual_seed(1)).actions.sum(1).float().mean()
-    list(rows)
-    end = rollout(policy, torch.full((200, 2), 3), 6, 0, generator=torch.Generator().manual_seed(1)).actions.sum(1).float().mean()
-    assert start > 2.5 and end < 1.1
+
+    def mean_length():
+        rollout = roll_out(policy, torch.full((200, 2), 3), 6, 0,
+                           generator=torch.Generator().manual_seed(1))
+        return rollout.actions.sum(1).float().mean()
+
+    start = mean_length()
+    config = ReinforceConfig(60, max_new_tokens=6, stop_token=0, n_prompts=8, learning_rate=1e-2)
+    reinforce(policy, reference, lambda n, generator: torch.full((n, 2), 3),
+              lambda tokens, mask: -mask.sum(1), config)
+    assert start > 2.5 and mean_length() < 1.1
     assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
     assert all(parameter.grad is None for parameter in reference.parameters())
