@@ -1,4 +1,4 @@
-"""Bengio's network against nested loops over single numbers, its window of n − 1 tokens, and the sum over every sequence."""
+"""Bengio's network against nested loops over single numbers, and sums over every sequence."""
 import itertools
 import math
 
@@ -12,19 +12,25 @@ from minigpt.training.losses import next_token_loss
 from minigpt.training.windows import held_out_loss, make_random_windows
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def make(order: int, vocab_size: int = 7, d_embedding: int = 3, d_hidden: int = 5) -> NeuralLM:
-    """Weights of order 1, biases included, in float64."""
-    model, generator = NeuralLM(order, vocab_size, d_embedding, d_hidden).double(), torch.Generator().manual_seed(order)
+    """A model with weights of order 1, biases included, in float64."""
+    model = NeuralLM(order, vocab_size, d_embedding, d_hidden).double()
+    generator = seeded(order)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.7, generator=generator)
     return model
 
 
 def by_hand(model: NeuralLM, tokens: list[int]) -> list[float]:
-    """y = b + Wx + U tanh(d + Hx) for the token after `tokens`, a number at a time."""
-    C, H, d, U, b, W = (p.tolist() for p in (model.C.weight, model.H.weight, model.H.bias, model.U.weight, model.U.bias, model.W.weight))
+    """y = b + W x + U tanh(d + H x) for the token after `tokens`, one number at a time."""
+    C, H, U, W = (layer.weight.tolist() for layer in (model.C, model.H, model.U, model.W))
+    d, b = model.H.bias.tolist(), model.U.bias.tolist()
     x = []
-    for back in range(1, model.order):                                  # w_{t−1} first, as in the paper
+    for back in range(1, model.order):                                  # w_{t−1} comes first
         x += C[tokens[-back]] if back <= len(tokens) else C[model.vocab_size]
     hidden = []
     for j in range(len(d)):
@@ -45,13 +51,14 @@ def by_hand(model: NeuralLM, tokens: list[int]) -> list[float]:
 
 @pytest.mark.parametrize("order", [2, 3, 6])
 def test_equals_nested_loops(order):
-    model, tokens = make(order), torch.randint(7, (2, 4), generator=torch.Generator().manual_seed(1))
+    model, tokens = make(order), torch.randint(7, (2, 4), generator=seeded(1))
     wanted = [[by_hand(model, row[:t + 1]) for t in range(4)] for row in tokens.tolist()]
-    torch.testing.assert_close(model(tokens), torch.tensor(wanted, dtype=torch.float64), atol=1e-12, rtol=0)
+    wanted = torch.tensor(wanted, dtype=torch.float64)
+    torch.testing.assert_close(model(tokens), wanted, atol=1e-12, rtol=0)
 
 
-def test_a_prediction_moves_with_the_last_tokens_only():
-    order, tokens = 4, torch.randint(7, (1, 9), generator=torch.Generator().manual_seed(2))
+def test_a_prediction_depends_on_the_last_tokens_only():
+    order, tokens = 4, torch.randint(7, (1, 9), generator=seeded(2))
     model = make(order)
     before = model(tokens)
     for s in range(9):
@@ -64,52 +71,73 @@ def test_a_prediction_moves_with_the_last_tokens_only():
 def test_all_sequences_of_a_length_sum_to_one():
     model = make(3, vocab_size=4)
     for length in (1, 2, 3, 4):
-        sequences = torch.tensor([(0, *rest) for rest in itertools.product(range(4), repeat=length)])           # all that go on from token 0
+        rest = itertools.product(range(4), repeat=length)
+        sequences = torch.tensor([(0, *tokens) for tokens in rest])     # all that begin with 0
         logprobs = model(sequences[:, :-1]).log_softmax(-1).gather(2, sequences[:, 1:, None])
         assert logprobs.sum((1, 2)).exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
-def test_the_count_of_its_numbers():
-    V, n, m, h = 7, 6, 3, 5                                             # Bengio et al. 2003, §2: |V|(1 + nm + h) + h(1 + (n − 1)m)
+def test_the_number_of_parameters():
+    """|V|(1 + nm + h) + h(1 + (n − 1)m) in Bengio et al. 2003, §2; here m more, for the padding."""
+    V, n, m, h = 7, 6, 3, 5
     paper = V * (1 + n * m + h) + h * (1 + (n - 1) * m)
-    assert sum(p.numel() for p in make(n).parameters()) == paper + m   # and m more, for the beginning
+    assert sum(p.numel() for p in make(n).parameters()) == paper + m
 
 
 def test_a_generator_fixes_the_weights():
     def logits(seed):
-        return NeuralLM(3, 7, 4, 5, torch.Generator().manual_seed(seed))(torch.tensor([[0, 1, 2]]))
+        return NeuralLM(3, 7, 4, 5, seeded(seed))(torch.tensor([[0, 1, 2]]))
 
     assert torch.equal(logits(0), logits(0)) and not torch.equal(logits(0), logits(1))
 
 
 def test_initialisation():
-    model = NeuralLM(5, 400, 30, 50, torch.Generator().manual_seed(0))
-    tokens = torch.randint(400, (8, 65), generator=torch.Generator().manual_seed(1))
+    model = NeuralLM(5, 400, 30, 50, seeded(0))
+    tokens = torch.randint(400, (8, 65), generator=seeded(1))
     x = model.C(tokens.unfold(1, 4, 1)).flatten(2)                      # (8, 62, 4·30)
-    for part, std in ((x, 0.1), (model.H(x), 1), (model.W(x), 0.1), (model.U(torch.ones(1, 50)), 1)):
+    parts = ((x, 0.1), (model.H(x), 1), (model.W(x), 0.1), (model.U(torch.ones(1, 50)), 1))
+    for part, std in parts:
         assert part.std().item() == pytest.approx(std, rel=0.1)
-    assert next_token_loss(model, tokens).item() == pytest.approx(math.log(400), abs=0.4)       # an untrained model knows nothing
+    assert (model.H.bias == 0).all() and (model.U.bias == 0).all()
+    # The predictions of an untrained model are nearly uniform.
+    assert next_token_loss(model, tokens).item() == pytest.approx(math.log(400), abs=0.4)
 
 
-def test_every_parameter_learns():
+def test_every_parameter_gets_a_gradient():
     model = make(4)
-    next_token_loss(model, torch.randint(7, (3, 6), generator=torch.Generator().manual_seed(3))).backward()
+    next_token_loss(model, torch.randint(7, (3, 6), generator=seeded(3))).backward()
     for name, p in model.named_parameters():
         assert p.grad.abs().max() > 1e-3, name
-    assert model.C.weight.grad[7].abs().max() > 1e-3                    # the vector of the beginning too
+    assert model.C.weight.grad[7].abs().max() > 1e-3                    # the padding's vector too
 
 
-def test_the_loop_trains_it_and_generate_samples_it():
-    text = torch.tensor([0, 1, 0, 2] * 100)                             # what follows 0 depends on the token before it
-    model = NeuralLM(3, 3, 4, 8, torch.Generator().manual_seed(0))
-    for row in train(model, make_random_windows(text, 8, 17), next_token_loss, TrainingConfig(max_steps=150, learning_rate=1e-2), progress=False):
-        pass
+def test_train_and_generate_accept_it():
+    text = torch.tensor([0, 1, 0, 2] * 100)             # what follows 0 depends on the one before
+    model = NeuralLM(3, 3, 4, 8, seeded(0))
+    config = TrainingConfig(max_steps=150, learning_rate=1e-2)
+    windows = make_random_windows(text, 8, 17)
+    train(model, windows, next_token_loss, config, progress=False)
     assert held_out_loss(model, text[1:])[0] < 0.05
-    assert generate(model, torch.tensor([[1, 0]]), 5, temperature=0).tolist() == [[1, 0, 2, 0, 1, 0, 2]]
+    drawn = generate(model, torch.tensor([[1, 0]]), 5, temperature=0)
+    assert drawn.tolist() == [[1, 0, 2, 0, 1, 0, 2]]
 
 
-def test_bad_sizes_are_refused():
-    with pytest.raises(ValueError, match="order must be at least 2"):
+def test_sizes_are_refused():
+    NeuralLM(2, 1, 1, 1)
+    with pytest.raises(ValueError, match="order must be at least 2.*not 1"):
         NeuralLM(1, 7, 3, 5)
-    with pytest.raises(ValueError, match="got order 3, vocab_size 7, d_embedding 0"):
-        NeuralLM(3, 7, 0, 5)
+    for sizes in ((0, 7, 3, 5), (3, 0, 3, 5), (3, 7, 0, 5), (3, 7, 3, 0)):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1, not 0"):
+            NeuralLM(*sizes)
+
+
+def test_tokens_are_refused():
+    """Id 7 is a row of the embedding, the padding's, but it is not a token."""
+    model = make(3)
+    assert model(torch.tensor([[0, 6]])).shape == (1, 2, 7)
+    for bad in (-1, 7):
+        with pytest.raises(ValueError, match=f"id {bad} is outside a vocabulary of 7"):
+            model(torch.tensor([[0, bad]]))
+    for shape in ((3,), (2, 0)):
+        with pytest.raises(ValueError, match="at least one token"):
+            model(torch.zeros(shape, dtype=torch.long))

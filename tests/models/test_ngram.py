@@ -1,4 +1,4 @@
-"""N-grams against dictionaries filled by a loop, exact fractions, and sums over every sequence that there is."""
+"""N-grams against counts by a loop in exact fractions, and sums over every sequence."""
 import itertools
 import math
 from collections import Counter
@@ -14,21 +14,34 @@ from minigpt.training.windows import held_out_loss
 V = 5
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def text(length: int, seed: int = 0, vocab_size: int = V) -> torch.Tensor:
-    """Uneven on purpose: token 0 is common, token V − 1 is never written."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(length, generator=generator) ** 2 * (vocab_size - 1)).long()
+    """A text (N,) where token 0 is common and token V − 1 never occurs."""
+    return (torch.rand(length, generator=seeded(seed)) ** 2 * (vocab_size - 1)).long()
 
 
-def by_hand(corpus: list[int], context: tuple, w: int, smoothing: Fraction, vocab_size: int = V) -> Fraction:
-    """P(w | context) by scanning the corpus for the context, in exact fractions: no codes, no tables, no tensors."""
+def by_hand(
+    corpus: list[int], context: tuple, w: int, smoothing: Fraction, vocab_size: int = V
+) -> Fraction:
+    """P(w | context), by a scan of the corpus for the context: no codes, tables or tensors."""
     k = len(context)
-    followers = Counter(corpus[i + k] for i in range(len(corpus) - k) if tuple(corpus[i:i + k]) == tuple(context))
-    shorter = Fraction(1, vocab_size) if k == 0 else by_hand(corpus, context[1:], w, smoothing, vocab_size)
+    places = [i for i in range(len(corpus) - k) if tuple(corpus[i:i + k]) == tuple(context)]
+    followers = Counter(corpus[i + k] for i in places)
+    shorter = Fraction(1, vocab_size)
+    if k > 0:
+        shorter = by_hand(corpus, context[1:], w, smoothing, vocab_size)
     if not followers:
         return shorter
     weight = smoothing * len(followers)
     return (followers[w] + weight * shorter) / (sum(followers.values()) + weight)
+
+
+def context_at(tokens: list[int], t: int, order: int) -> tuple:
+    """The last n − 1 of the tokens up to t, or all of them if there are fewer."""
+    return tuple(tokens[max(0, t + 1 - (order - 1)):t + 1])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.5, 1.0, 3.0])
@@ -37,32 +50,36 @@ def test_every_conditional_equals_a_count_by_hand(order, smoothing):
     corpus = text(60)
     model = NGram(order, V, smoothing).fit(corpus)
     for k in range(order):
-        contexts = torch.tensor(list(itertools.product(range(V), repeat=k)), dtype=torch.long)     # (V^k, k) seen and unseen ones
-        got = model.next_token_probabilities(contexts)
-        wanted = [[float(by_hand(corpus.tolist(), tuple(c), w, Fraction(smoothing))) for w in range(V)] for c in contexts.tolist()]
+        contexts = list(itertools.product(range(V), repeat=k))          # V^k, seen and unseen
+        got = model.next_token_probabilities(torch.tensor(contexts, dtype=torch.long))
+        wanted = [
+            [float(by_hand(corpus.tolist(), c, w, Fraction(smoothing))) for w in range(V)]
+            for c in contexts
+        ]
         torch.testing.assert_close(got, torch.tensor(wanted), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_a_sequence_is_scored_position_by_position(order):
-    """Each position looks at itself and the n − 2 before it, or at what there is; also in inputs shorter than the context."""
+    """Also at the beginning, and in inputs that are shorter than the context."""
     corpus = text(200, seed=1)
     model = NGram(order, V).fit(corpus)
     for length in (1, 2, 3, 7):
-        tokens = torch.randint(V, (3, length), generator=torch.Generator().manual_seed(2))
+        tokens = torch.randint(V, (3, length), generator=seeded(2))
         logits = model(tokens)
         assert logits.shape == (3, length, V)
         for b, t, w in itertools.product(range(3), range(length), range(V)):
-            context = tuple(tokens[b, max(0, t + 1 - (order - 1)):t + 1].tolist())
-            assert logits[b, t, w].item() == pytest.approx(math.log(by_hand(corpus.tolist(), context, w, Fraction(1))), abs=1e-5)
+            context = context_at(tokens[b].tolist(), t, order)
+            wanted = math.log(by_hand(corpus.tolist(), context, w, Fraction(1)))
+            assert logits[b, t, w].item() == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 def test_all_sequences_of_a_length_sum_to_one(order):
     model = NGram(order, 3).fit(text(40, vocab_size=4).clamp(max=2))
-    first = model.next_token_probabilities(torch.empty(0, dtype=torch.long))                   # (V,) P_1
+    first = model.next_token_probabilities(torch.empty(0, dtype=torch.long))            # (V,) P_1
     for length in (1, 2, 3, 4):
-        sequences = torch.tensor(list(itertools.product(range(3), repeat=length)))              # (3^length, length)
+        sequences = torch.tensor(list(itertools.product(range(3), repeat=length)))
         total = first[sequences[:, 0]].log()
         if length > 1:
             logprobs = model(sequences[:, :-1])
@@ -70,9 +87,11 @@ def test_all_sequences_of_a_length_sum_to_one(order):
         assert total.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_without_smoothing_it_is_the_ratio_of_counts_and_says_impossible():
-    model = NGram(2, 3, smoothing=0.0).fit(torch.tensor([0, 1, 0, 2, 0, 1]))                    # 0 → 1, 2, 1; 1 → 0; 2 → 0
-    assert model(torch.tensor([[0, 1, 2]])).exp()[0].tolist() == [[0, pytest.approx(2 / 3), pytest.approx(1 / 3)], [1, 0, 0], [1, 0, 0]]
+def test_without_smoothing_it_is_the_ratio_of_counts():
+    model = NGram(2, 3, smoothing=0.0).fit(torch.tensor([0, 1, 0, 2, 0, 1]))
+    after_0, after_1, after_2 = model(torch.tensor([[0, 1, 2]])).exp()[0].tolist()
+    assert after_0 == [0, pytest.approx(2 / 3), pytest.approx(1 / 3)]                   # 1, 2, 1
+    assert after_1 == after_2 == [1, 0, 0]
     assert held_out_loss(model, torch.tensor([0, 1, 1]))[0] == math.inf
 
 
@@ -82,64 +101,100 @@ def test_the_ratio_of_counts_is_the_limit_of_little_smoothing():
     torch.testing.assert_close(ratio, nearly, atol=1e-5, rtol=0)
 
 
+def test_much_smoothing_gives_the_uniform_distribution_and_overflows_nothing():
+    probabilities = NGram(3, V, 1e9).fit(text(80))(text(30, seed=3)[None]).exp()
+    torch.testing.assert_close(probabilities, torch.full_like(probabilities, 1 / V))
+
+
 def test_seen_says_whether_the_context_was_counted():
-    corpus, tokens = text(50), torch.randint(V, (2, 9), generator=torch.Generator().manual_seed(4))
+    corpus, tokens = text(50).tolist(), torch.randint(V, (2, 9), generator=seeded(4))
     for order in (1, 2, 3, 4):
-        followed = {tuple(corpus.tolist()[i:i + k]) for k in range(order) for i in range(len(corpus) - k)}      # a token stands after each
-        wanted = [[tuple(row[max(0, t + 1 - (order - 1)):t + 1]) in followed for t in range(9)] for row in tokens.tolist()]
-        assert NGram(order, V).fit(corpus).seen(tokens).tolist() == wanted
+        # The last tokens of the corpus are no context, because no token follows them.
+        counted = {tuple(corpus[i:i + k]) for k in range(order) for i in range(len(corpus) - k)}
+        wanted = [
+            [context_at(row, t, order) in counted for t in range(9)] for row in tokens.tolist()
+        ]
+        assert NGram(order, V).fit(torch.tensor(corpus)).seen(tokens).tolist() == wanted
 
 
-def test_a_second_fit_forgets_the_first():
+def test_a_second_fit_replaces_the_first():
     first, second, tokens = text(40, seed=5), text(40, seed=6), text(11, seed=7)[None]
-    assert torch.equal(NGram(3, V).fit(first).fit(second)(tokens), NGram(3, V).fit(second)(tokens))
+    model = NGram(3, V).fit(first).fit(second)
+    alone = NGram(3, V).fit(second)(tokens)
+    assert torch.equal(model(tokens), alone)
+    with pytest.raises(ValueError, match="outside a vocabulary"):
+        model.fit(torch.tensor([0, 1, V]))
+    assert torch.equal(model(tokens), alone)            # a refused text changes nothing
 
 
-def test_held_out_loss_and_generate_take_it_as_it_is():
+def test_held_out_loss_and_generate_accept_it():
     corpus = torch.tensor([0, 1, 2, 3] * 50)
     model = NGram(3, 4, smoothing=0.0).fit(corpus)
-    drawn = generate(model, torch.tensor([[1], [3]]), 6, generator=torch.Generator().manual_seed(0))
+    drawn = generate(model, torch.tensor([[1], [3]]), 6, generator=seeded(0))
     assert drawn.tolist() == [[1, 2, 3, 0, 1, 2, 3], [3, 0, 1, 2, 3, 0, 1]]
-    assert held_out_loss(model, corpus)[0] == pytest.approx(0, abs=1e-6)                        # 0 nats: nothing is left to guess
-    model.context_length = 4
-    assert generate(model, torch.tensor([[1]]), 9).tolist() == [[1, 2, 3, 0, 1, 2, 3, 0, 1, 2]]         # past the context length
+    assert held_out_loss(model, corpus)[0] == pytest.approx(0, abs=1e-6)        # all is certain
+    model.context_length = 4                                    # the text grows beyond the context
+    assert generate(model, torch.tensor([[1]]), 9).tolist() == [[1, 2, 3, 0, 1, 2, 3, 0, 1, 2]]
 
 
-def test_samples_come_as_often_as_the_conditionals_say():
+def test_the_frequencies_of_samples_are_the_conditionals():
     model = NGram(2, V).fit(text(30))
-    drawn = generate(model, torch.zeros(20_000, 1, dtype=torch.long), 1, generator=torch.Generator().manual_seed(8))[:, 1]
-    wanted = torch.tensor([float(by_hand(text(30).tolist(), (0,), w, Fraction(1))) for w in range(V)])
-    torch.testing.assert_close(drawn.bincount(minlength=V) / 20_000, wanted, atol=0.015, rtol=0)        # 4 standard errors
+    zeros = torch.zeros(20_000, 1, dtype=torch.long)
+    drawn = generate(model, zeros, 1, generator=seeded(8))[:, 1]
+    frequencies = drawn.bincount(minlength=V) / 20_000
+    wanted = [float(by_hand(text(30).tolist(), (0,), w, Fraction(1))) for w in range(V)]
+    torch.testing.assert_close(frequencies, torch.tensor(wanted), atol=0.015, rtol=0)   # 4 std
 
 
-def test_bad_input_is_told_what_to_do():
-    with pytest.raises(ValueError, match="order and vocab_size must be at least 1, not 0 and 5"):
-        NGram(0, 5)
-    for bad in (-1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"smoothing must be a number, 0 or more, not {bad}"):
+def test_sizes_are_refused():
+    for order, vocab_size in ((0, 5), (2, 0)):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1, not 0"):
+            NGram(order, vocab_size)
+    NGram(1, 1)
+
+
+def test_smoothing_is_refused():
+    for legal in (0, 1e9):
+        NGram(2, 5, smoothing=legal)
+    for bad in (-1, -1e-9, 1.1e9, math.nan, math.inf):
+        with pytest.raises(ValueError, match="smoothing must be a number from 0 to"):
             NGram(2, 5, smoothing=bad)
-    with pytest.raises(ValueError, match="take order 6 or less"):                               # 1000^6 < 2^63 < 1000^7
-        NGram(7, 1000)
-    with pytest.raises(ValueError, match="take order 63 or less"):
-        NGram(64, 2)
+
+
+def test_more_n_grams_than_int64_can_number_are_refused():
+    for order, vocab_size in ((6, 1000), (63, 2)):              # 1000^6 < 2^63 < 1000^7
+        NGram(order, vocab_size)
+        with pytest.raises(ValueError, match=f"take order {order} or less"):
+            NGram(order + 1, vocab_size)
     with pytest.raises(ValueError, match="has 1000\\^200 n-grams"):
         NGram(200, 1000)
-    NGram(6, 1000), NGram(63, 2)
+
+
+def test_texts_to_count_are_refused():
+    model = NGram(3, 5)
+    model.fit(torch.tensor([0, 1, 0]))
     with pytest.raises(ValueError, match="at least 3, the order"):
-        NGram(3, 5).fit(torch.tensor([0, 1]))
+        model.fit(torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"shape \(N,\)"):
-        NGram(3, 5).fit(torch.zeros(2, 9, dtype=torch.long))
+        model.fit(torch.zeros(2, 9, dtype=torch.long))
     for bad in (-1, 5):
         with pytest.raises(ValueError, match=f"id {bad} is outside a vocabulary of 5"):
-            NGram(2, 5).fit(torch.tensor([0, bad, 1]))
-        with pytest.raises(ValueError, match=f"id {bad} is outside a vocabulary of 5"):
-            NGram(2, 5).fit(torch.tensor([0, 1]))(torch.tensor([[0, bad]]))
+            model.fit(torch.tensor([0, bad, 1]))
     with pytest.raises(ValueError, match="whole numbers"):
-        NGram(2, 5).fit(torch.tensor([0.0, 1.0]))
+        model.fit(torch.tensor([0.0, 1.0, 2.0]))
+
+
+def test_inputs_are_refused():
     with pytest.raises(ValueError, match="call fit"):
         NGram(2, 5)(torch.tensor([[0]]))
+    model = NGram(2, 5).fit(text(9))
+    model.next_token_probabilities(torch.tensor([0]))
     with pytest.raises(ValueError, match="looks at 1 tokens at most, not 2"):
-        NGram(2, 5).fit(text(9)).next_token_probabilities(torch.tensor([0, 1]))
-    for bad in (torch.zeros(3, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)):
+        model.next_token_probabilities(torch.tensor([0, 1]))
+    model(torch.tensor([[0, 4]]))
+    for bad in (-1, 5):
+        with pytest.raises(ValueError, match=f"id {bad} is outside a vocabulary of 5"):
+            model(torch.tensor([[0, bad]]))
+    for shape in ((3,), (2, 0)):
         with pytest.raises(ValueError, match="at least one token"):
-            NGram(2, 5).fit(text(9))(bad)
+            model(torch.zeros(shape, dtype=torch.long))
