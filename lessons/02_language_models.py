@@ -14,7 +14,7 @@ from collections import Counter
 
 import torch
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.generation import generate
 from minigpt.models.neural import NeuralLM
@@ -27,8 +27,7 @@ from minigpt.training.windows import make_random_windows
 from minigpt.worlds.grammar import Grammar, alike
 from minigpt.worlds.stories import STORIES
 
-lesson = Lesson("02_language_models")
-torch.set_num_threads(1)                                                # for matrices this small a second thread is mostly waited for
+lesson = Lesson("02_language_models", threads=1)
 
 # %% [markdown]
 # ## 1. A text has a probability; the next token has a conditional one
@@ -297,7 +296,7 @@ def train_network(text, order, vocab_size, steps, d_embedding=16, d_hidden=64):
 
 
 counters = {(n, k): NGram(k, V).fit(training[n]) for n in sizes for k in ORDERS}
-networks = {(n, k): train_network(training[n], k, V, steps=int(16 * n**0.5))          # more text, more steps
+networks = {(n, k): train_network(training[n], k, V, steps=int(16 * n**0.5))    # more text: more steps
             for n in sizes for k in (lesson.pick((2, 3, 5, 8), (5,)) if n == middle else (5,))}
 surprise = {"count": {key: surprise_of(model, target) for key, model in counters.items()},
             "network": {key: surprise_of(model, target) for key, model in networks.items()}}
@@ -327,8 +326,9 @@ lesson.claim("with every amount of text tried, the network is nearer to the floo
 # %%
 tokens_held_out = target[None, :-1]                                     # (1, N − 1)
 unseen = {key: 1 - model.seen(tokens_held_out).float().mean().item() for key, model in counters.items()}
-impossible = {k: surprise_of(NGram(k, V, smoothing=0).fit(training[middle]), target).isinf().float().mean().item()
-              for k in ORDERS}
+unsmoothed = {k: NGram(k, V, smoothing=0).fit(training[middle]) for k in ORDERS}
+impossible = {k: surprise_of(model, target).isinf().float().mean().item()
+              for k, model in unsmoothed.items()}
 for name, row in ((f"after {middle:,} stories, order", map(str, ORDERS)),
                   ("held-out contexts never seen", (f"{unseen[middle, k]:.1%}" for k in ORDERS)),
                   ("tokens that κ = 0 calls impossible", (f"{impossible[k]:.1%}" for k in ORDERS))):
@@ -368,7 +368,7 @@ kinds = {}
 for pool, values in STORIES.pools.items():
     for value in values:
         kinds.setdefault(" " + value[""], set()).add(pool)
-known = [token for token in kinds if token in tokenizer.vocabulary]     # values of one token, in the vocabulary
+known = [token for token in kinds if token in tokenizer.vocabulary]     # values of one token
 vectors = networks[sizes[-1], 5].C.weight.detach()[:V]                  # (V, 16)
 direction = vectors / vectors.norm(dim=1, keepdim=True)
 cosine = direction[tokenizer.encode(known)] @ direction.T               # (known, V)
@@ -379,7 +379,7 @@ chance = sum(sum(bool(kinds[a] & kinds[b]) for b in known) - 1 for a in known) /
 print("    nearest neighbours:", ", ".join(f"{a.strip()} → {nearest[a].strip()}" for a in known[::len(known) // 9]))
 shown = {name: [token for token in known if pool in kinds[token]] for name, pool in
          {"names": "NAME", "animals": "ANIMAL", "places": "PLACE", "weather": "WEATHER", "things": "ONE"}.items()}
-points = direction[tokenizer.encode([token for here in shown.values() for token in here])]         # (n, 16)
+points = direction[tokenizer.encode([token for here in shown.values() for token in here])]  # (n, 16)
 points = points - points.mean(0)
 points = points @ torch.linalg.svd(points, full_matrices=False)[2][:2].T      # (n, 16) @ (16, 2): the two directions of most spread
 fig, axes = plotting.figure(8, 5.5)
@@ -411,7 +411,7 @@ share = (excess[settled].sum() / excess.sum()).item()
 lesson.claim("most of what the network lacks is what it forgot", share > 0.5,
              f"{share:.0%} of its gap is on tokens that cost 0 bits to a reader who remembers", full_run=True)
 
-first = len(tokenizer.encode(held_out[0])) + 1                          # tokens of the first story and its line break
+first = len(tokenizer.encode(held_out[0])) + 1              # the first story and its line break
 fig, rows_of = plotting.figure(13, 5.2, rows=2, sharey=True)
 for axes, part in zip(rows_of, torch.arange(first).tensor_split(2)):
     axes.bar(part, rivals["network"][part], width=0.8, color="#9ecae1", edgecolor="#0072B2", label="network of order 5")
@@ -433,7 +433,7 @@ for name, model in (("2-gram", counters[largest, 2]), (f"{order[largest]}-gram",
                     ("network", networks[largest, 5])):
     line_break, = tokenizer.encode("\n")
     drawn = generate(model, target[None, -5:], 150, generator=torch.Generator().manual_seed(lesson.seed), stop_token=line_break)
-    story = tokenizer.decode(drawn[0, 5:]).strip("\n")                  # what comes after the last held-out story
+    story = tokenizer.decode(drawn[0, 5:]).strip("\n")      # after the last held-out story
     print(f"    {name}: {story}\n      {STORIES.why_not(story)}")
 
 # %% [markdown]

@@ -14,15 +14,15 @@ import math
 import torch
 from torch import nn
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.models.counting import count_parameters
 from minigpt.models.recurrent import LSTM, RNN, BiLSTM, RecurrentLM
+from minigpt.text.padding import pad
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
 
-lesson = Lesson("03_recurrence")
-torch.set_num_threads(1)                                                # one small matrix product after another: a second thread only waits
+lesson = Lesson("03_recurrence", threads=1)
 
 # %% [markdown]
 # ## 1. From a window to a state
@@ -489,10 +489,10 @@ def phrases(batch_size, generator):
             adjectives = (2 + torch.randint(len(ADJECTIVES), (n_adjectives,), generator=generator)).tolist()
             row += [BLANK, *adjectives, (FEMININE if feminine else MASCULINE) + noun]
             gender += [feminine] + [-1] * (n_adjectives + 1)
-        rows.append(torch.tensor(row))
-        genders.append(torch.tensor(gender))
-    pad = nn.utils.rnn.pad_sequence
-    return pad(rows, batch_first=True, padding_value=PAD).to(device), pad(genders, batch_first=True, padding_value=-1).to(device)
+        rows.append(row)
+        genders.append(gender)
+    tokens, gender = pad(rows, side="right", value=PAD)[0], pad(genders, side="right", value=-1)[0]
+    return tokens.to(device), gender.to(device)
 
 
 class Reader(nn.Module):

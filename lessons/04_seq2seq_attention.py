@@ -17,7 +17,7 @@ import torch
 from matplotlib.patches import Rectangle
 from torch.nn import functional as F
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.generation import beam_search, generate
 from minigpt.models.attention import AdditiveAttention
@@ -29,8 +29,7 @@ from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
 from minigpt.worlds.translation import sample_pair, written
 
-lesson = Lesson("04_seq2seq_attention")
-torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait
+lesson = Lesson("04_seq2seq_attention", threads=1)
 
 
 def randn(*shape):
@@ -215,7 +214,7 @@ PAD, START, END = range(3)
 
 
 class Data:
-    """One language's sentences as numbers: tokenizers, training batches, and the held-out sentences as one batch."""
+    """One language: its tokenizers, training batches, and held-out sentences as one batch."""
 
     def __init__(self, language):
         everything = training[language] + held_out[language]
@@ -227,8 +226,8 @@ class Data:
 
     def batch(self, pairs):
         """(source (B, S), lengths (B,), target (B, T + 2) between <start> and <end>)."""
-        source, present = pad([self.english.encode(p.source) for p in pairs], side="right", value=PAD)
-        target, _ = pad([[START, *self.foreign.encode(p.target), END] for p in pairs], side="right", value=PAD)
+        source, present = pad([self.english.encode(p.source) for p in pairs], "right", PAD)
+        target, _ = pad([[START, *self.foreign.encode(p.target), END] for p in pairs], "right", PAD)
         return source.to(lesson.device), present.sum(1).to(lesson.device), target.to(lesson.device)
 
     def next_batch(self, generator):
@@ -244,7 +243,8 @@ def translation_loss(model, batch):
 data, translators = {language: Data(language) for language in LANGUAGES}, {}
 for language, name in LANGUAGES.items():
     for attention in (False, True):
-        sizes = Seq2SeqConfig(data[language].english.vocab_size, data[language].foreign.vocab_size, D_EMBEDDING, D_HIDDEN, attention)
+        vocab_sizes = data[language].english.vocab_size, data[language].foreign.vocab_size
+        sizes = Seq2SeqConfig(*vocab_sizes, D_EMBEDDING, D_HIDDEN, attention)
         model = Seq2Seq(sizes, torch.Generator().manual_seed(lesson.seed)).to(lesson.device)
         losses = [row["train_loss"] for row in train(model, data[language].next_batch, translation_loss, config)]
         translators[language, attention] = model

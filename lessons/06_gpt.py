@@ -13,11 +13,12 @@ import math
 
 import torch
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.generation import beam_search, generate, sampling_logprobs, stream
 from minigpt.models.counting import count_parameters
 from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.text.padding import pad
 from minigpt.text.tokenizers import BPETokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bits, causal_loss, cross_entropy, next_token_loss
@@ -260,9 +261,8 @@ def next_batch(generator):
     return corpus[first[:, None] + torch.arange(LENGTH + 1)]                            # (B, T + 1)
 
 
-rows = [torch.tensor([end, *tokenizer.encode(story), end]) for story in fresh]
-judged = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)      # (stories, longest)
-known = judged[:, 1:] >= 0                                                              # not padding
+rows = [[end, *tokenizer.encode(story), end] for story in fresh]
+judged, present = pad(rows, side="right", value=end)                     # (stories, longest) each
 characters = sum(map(len, fresh))
 exact_bits = sum(STORIES.surprisal(story) for story in fresh) / characters              # what these very stories cost, exactly
 
@@ -270,7 +270,7 @@ exact_bits = sum(STORIES.surprisal(story) for story in fresh) / characters      
 def story_bits(model):
     """Bits per character on the fresh stories, each read from its beginning, its end included."""
     total = 0.0
-    for tokens, mask in zip(judged.clamp(min=0).split(32), known.split(32)):
+    for tokens, mask in zip(judged.split(32), present[:, 1:].split(32)):
         total += cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], mask).item() * mask.sum().item()
     return {"val_loss": bits(total) / characters}
 
@@ -344,7 +344,8 @@ with torch.no_grad():
 # The grammar's words and the tokenizer's tokens part the story at different places; both bits are added up between shared ends.
 truth = STORIES.surprisals(story)
 word_ends = list(itertools.accumulate(len(word) for word, _ in truth[:-1])) + [len(story) + 1]      # the end of the story counts as a character
-token_ends = list(itertools.accumulate(len(tokenizer.decode([t])) for t in rows[0][1:-1].tolist())) + [len(story) + 1]
+pieces = [tokenizer.decode([token]) for token in rows[0][1:-1]]
+token_ends = list(itertools.accumulate(map(len, pieces))) + [len(story) + 1]
 shared = sorted(set(word_ends) & set(token_ends))
 names = [(story + "∎")[a:b].strip() for a, b in zip([0, *shared], shared)]
 exact_at = [sum(b for end_, (_, b) in zip(word_ends, truth) if a < end_ <= z_) for a, z_ in zip([0, *shared], shared)]

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import nn
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.models.bert import BERT, BERTConfig
 from minigpt.models.counting import count_parameters
@@ -27,8 +27,7 @@ from minigpt.text.tokenizers import WordTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bert_loss
 
-lesson = Lesson("07_bert")
-torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait
+lesson = Lesson("07_bert", threads=1)
 
 # %% [markdown]
 # ## 1. Reading to both sides
@@ -263,7 +262,8 @@ templates = [
 ]
 all_words = [word for template in templates for cell in template for word in cell.split("/")]
 tokenizer = WordTokenizer.train(all_words, special_tokens=["[PAD]", "[CLS]", "[SEP]", "[MASK]"])
-V, FIRST, BOTH = tokenizer.vocab_size, 8, 20                                            # words of sentence 1, and of the two together
+V = tokenizer.vocab_size
+FIRST, BOTH = 8, 20                             # words of sentence 1, and of both sentences
 
 world = torch.zeros(len(templates), BOTH, V, dtype=torch.float64)                       # (Z, 20, V): P(word at t | who it is about)
 for z, template in enumerate(templates):
@@ -478,7 +478,8 @@ with torch.no_grad():
 by_bayes = torch.zeros(BOTH + 3, V, dtype=torch.float64).index_copy(0, WORDS, best_reader(blanks)[0][0])        # (T, V)
 for place, scores, words in zip(hidden_at.tolist(), offers.values.tolist(), offers.indices.tolist()):
     print(f"      {tokenizer.vocabulary[tokens[0, place]]:<11}"
-          + ", ".join(f"{tokenizer.vocabulary[word]} {p:.2f} (Bayes {by_bayes[place, word]:.2f})" for p, word in zip(scores, words)))
+          + ", ".join(f"{tokenizer.vocabulary[word]} {p:.2f} (Bayes {by_bayes[place, word]:.2f})"
+                      for p, word in zip(scores, words)))
 
 # %% [markdown]
 # ## 7. Why not [MASK] every time?
@@ -552,7 +553,8 @@ for name, model in models.items():
         home = {person: (side, i % 2) for side, sense in enumerate(sides)
                 for i, person in enumerate(tokenizer.encode(SENSES[word, sense][1]))}
         word_id, = tokenizer.encode(word)
-        found = [(first, second, *home[first[2]]) for first, second in fresh if first[5] == word_id]        # word 2 is who, word 5 where
+        found = [(first, second, *home[first[2]])               # word 2 is who, word 5 where
+                 for first, second in fresh if first[5] == word_id]
         tokens = torch.tensor([[CLS, *first, SEP, *second, SEP] for first, second, _, _ in found])          # (B, T)
         side, half = (torch.tensor(column) for column in list(zip(*found))[2:])                             # (B) each
         with torch.no_grad():

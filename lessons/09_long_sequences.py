@@ -19,7 +19,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.models.attention import attend
 from minigpt.models.bert import BERT, BERTConfig
@@ -39,8 +39,7 @@ from minigpt.training.losses import cross_entropy
 from minigpt.worlds.grammar import Grammar, tokens
 from minigpt.worlds.stories import POOLS
 
-lesson = Lesson("09_long_sequences")
-torch.set_num_threads(1)                                                # narrow layers; and costs below are one thread's
+lesson = Lesson("09_long_sequences", threads=1)
 
 
 def randn(*shape):

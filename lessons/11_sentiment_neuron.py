@@ -16,19 +16,19 @@ from collections import Counter
 
 import torch
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.generation import generate
 from minigpt.models.counting import count_parameters
 from minigpt.models.recurrent import RecurrentLM
+from minigpt.text.padding import pad
 from minigpt.text.tokenizers import CharTokenizer
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bits, cross_entropy, next_token_loss
 from minigpt.worlds import reviews
 from minigpt.worlds.reviews import AGAINST, FOR
 
-lesson = Lesson("11_sentiment_neuron")
-torch.set_num_threads(1)                                                # one small matrix product after another: a second thread only waits
+lesson = Lesson("11_sentiment_neuron", threads=1)
 
 # %% [markdown]
 # ## 1. Reviews whose mood no word gives away
@@ -155,8 +155,8 @@ lesson.check("log P(review), in one pass = product of conditionals", at_once, ma
 # A window for training begins where a review begins, and runs on into the next.
 
 # %%
-rows = [torch.tensor([END, *tokenizer.encode(text), END]) for text in fresh]
-judged = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)      # (N, longest)
+judged, present = pad([[END, *tokenizer.encode(text), END] for text in fresh],
+                      side="right", value=END)                          # (N, longest) each
 exact_bits = sum(map(reviews.surprisal, fresh[:300])) / 300                             # what these very reviews cost, exactly
 
 encoded = [tokenizer.encode("\n" + text) for text in training]
@@ -173,7 +173,7 @@ def next_batch(generator):
 
 def review_bits(model):
     """Bits a review, its end included, on the first 300 fresh ones."""
-    tokens, real = judged[:300].clamp(min=0).to(lesson.device), judged[:300, 1:] >= 0
+    tokens, real = judged[:300].to(lesson.device), present[:300, 1:]
     return {"val_loss": bits(cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], real.to(lesson.device)).item()) * real.sum().item() / 300}
 
 
@@ -228,7 +228,7 @@ lesson.figure(fig, "loss")
 @torch.no_grad()
 def memory(tokens):
     """c after every character: (N, T) -> (N, T, H)."""
-    return model.states(tokens.clamp(min=0).to(lesson.device))[-1][1].cpu()
+    return model.states(tokens.to(lesson.device))[-1][1].cpu()
 
 
 # (N, 6) where sentences end, then (N, 2, H) the memory at the second and at the third full stop; a few hundred rows at a time,

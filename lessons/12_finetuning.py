@@ -14,7 +14,7 @@ import math
 
 import torch
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.adaptation.finetuning import (
     FineTuned,
@@ -37,8 +37,7 @@ from minigpt.worlds import reviews
 from minigpt.worlds.grammar import Grammar, tokens
 from minigpt.worlds.reviews import AGAINST, FOR, REACTIONS, STANCES
 
-lesson = Lesson("12_finetuning")
-torch.set_num_threads(1)                                                # narrow layers: a second thread only waits
+lesson = Lesson("12_finetuning", threads=1)
 
 # %% [markdown]
 # ## 1. Much to read, little that is labelled
@@ -235,8 +234,8 @@ lesson.check("∇L₃ along a random direction = (L₃(θ + hd) − L₃(θ − 
 
 # %%
 def reading_loss(model, batch):
-    rows, counts = (x.to(lesson.device) for x in batch)                 # (B, T) each
-    return causal_loss(model(rows), rows, counts)
+    rows, present = (x.to(lesson.device) for x in batch)                # (B, T) each
+    return causal_loss(model(rows), rows, present)
 
 
 corpus, unread = ([[MARK, *encode(*review), MARK] for review in part] for part in (reading, fresh))

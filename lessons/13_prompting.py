@@ -21,7 +21,7 @@ import math
 import torch
 from torch import nn
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.adaptation.prompting import (
     SoftPrompt,
@@ -38,8 +38,7 @@ from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import causal_loss, cross_entropy, token_logprobs
 from minigpt.worlds.grammar import Grammar, alike, tokens
 
-lesson = Lesson("13_prompting")
-torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait
+lesson = Lesson("13_prompting", threads=1)
 
 # %% [markdown]
 # ## 1. The task goes into the input
@@ -129,19 +128,21 @@ training, held_out = [text for text in written if not is_held_out(text)], sorted
 words = [word for text in (*written, " it") for word in tokens(text)]
 tokenizer = WordTokenizer.train(words, special_tokens=["<end>"], keep_spaces=True)
 encode, END = tokenizer.encode, tokenizer.special_tokens["<end>"]
-sentences, counts = pad([[END, *encode(text), END] for text in training], side="right", value=END)      # (sentences, longest)
-print(f"  {len(training)} sentences to train on, {len(held_out)} with pairs never seen, {tokenizer.vocab_size} words; for example\n    "
+sentences, present = pad([[END, *encode(text), END] for text in training],
+                         side="right", value=END)                       # (sentences, longest) each
+print(f"  {len(training)} sentences to train on, {len(held_out)} with pairs never seen, "
+      f"{tokenizer.vocab_size} words; for example\n    "
       + "\n    ".join(training[:3]))
 
 
 def sentence_loss(model, batch):
-    rows, counted = (x.to(lesson.device) for x in batch)                # (B, T) each
-    return causal_loss(model(rows), rows, counted)
+    rows, present = (x.to(lesson.device) for x in batch)                # (B, T) each
+    return causal_loss(model(rows), rows, present)
 
 
 def next_sentences(generator):
     drawn = torch.randint(len(sentences), (32,), generator=generator)
-    return sentences[drawn], counts[drawn]
+    return sentences[drawn], present[drawn]
 
 
 def questions(texts):
@@ -159,7 +160,8 @@ def coreference(model):
     return {"accuracy": sum(hits) / len(hits)}
 
 
-architecture = GPTConfig(tokenizer.vocab_size, sentences.size(1), n_layers=2, n_heads=4, d_model=32, positions="rotary", norm="rms", bias=False)
+architecture = GPTConfig(tokenizer.vocab_size, sentences.size(1), n_layers=2, n_heads=4, d_model=32,
+                         positions="rotary", norm="rms", bias=False)
 reader = GPT(architecture, lesson.generator).to(lesson.device)
 config = TrainingConfig(max_steps=lesson.pick(full=600, quick=50), learning_rate=2e-3, weight_decay=0.0, optimizer="muon",
                         evaluate_every=lesson.pick(full=100, quick=50), seed=lesson.seed)
@@ -173,7 +175,8 @@ history = train(reader, next_sentences, sentence_loss, config, coreference, on_r
 
 text, pair, _ = next(questions(["The trophy did not fit into the suitcase because the trophy was too big."]))
 by_hand = [sum(logprob_by_hand(reader, [END], [*encode(s), END])) for s in substitute(text, pair)]
-lesson.check("P(sentence), whole batch = word by word", resolve_pronoun(reader, encode, text, pair, END), by_hand,
+at_once = resolve_pronoun(reader, encode, text, pair, END)
+lesson.check("P(sentence), whole batch = word by word", at_once, by_hand,
              atol=1e-4, source="C: coreference by argmax P(sentence)")
 untrained, trained = history[0]["accuracy"], history[-1]["accuracy"]
 lesson.claim("before training the pronoun is a coin toss, after it at least 90 % are resolved", 0.4 < untrained < 0.6 and trained >= 0.9,
@@ -189,7 +192,7 @@ lesson.claim("before training the pronoun is a coin toss, after it at least 90 %
 fig, axes = plotting.figure(9, 3.6)
 for i, adjective in enumerate(("big", "small")):
     readings = substitute(f"The trophy did not fit into the suitcase because it was too {adjective}.", pair)
-    both = torch.tensor([[END, *encode(s)] for s in readings], device=lesson.device)                    # (2, T)
+    both = torch.tensor([[END, *encode(s)] for s in readings], device=lesson.device)        # (2, T)
     with torch.no_grad():
         trophy, suitcase = token_logprobs(reader(both), both)                                                   # (T − 1) each
     places = torch.arange(len(trophy)) + (i - 0.5) * 0.36
@@ -214,7 +217,8 @@ lesson.figure(fig, "coreference")
 ENGLISH = "sea sun fire tree bird stone milk road".split()
 INVENTED = "lof miv ruk tas dop gin wel zan".split()
 n_words, SHOTS = len(ENGLISH), 12
-dictionary = WordTokenizer([f"{word}=" for word in ENGLISH] + INVENTED + ["Translate:"])         # a word and its "=" are one token
+# A word and its "=" are one token.
+dictionary = WordTokenizer([f"{word}=" for word in ENGLISH] + INVENTED + ["Translate:"])
 START, = dictionary.encode("Translate:")
 
 
@@ -242,7 +246,8 @@ def answer_loss(model, texts):
     return cross_entropy(model(texts)[:, 1::2], texts[:, 2::2])
 
 
-print("  " + "\n  ".join(dictionary.decode(text[:17]) + " …" for text in next_texts(lesson.generator)[:3].tolist()))
+for text in next_texts(lesson.generator)[:3]:
+    print(f"  {dictionary.decode(text[:17])} …")
 
 # %% [markdown]
 # How well can this be done at all? Let a text use 4 of the words, and let k examples have shown D different ones. The word asked has been
@@ -301,7 +306,8 @@ models, curves = {}, {}
 for name, shape in sizes.items():
     config = TrainingConfig(max_steps=lesson.pick(full=1_800, quick=60), learning_rate=2e-3, weight_decay=0.0, optimizer="muon",
                             evaluate_every=lesson.pick(full=180, quick=30), seed=lesson.seed)
-    architecture = GPTConfig(dictionary.vocab_size, 40, positions="rotary", norm="rms", bias=False, **shape)
+    architecture = GPTConfig(dictionary.vocab_size, 40, positions="rotary", norm="rms", bias=False,
+                             **shape)
     models[name] = GPT(architecture, lesson.generator).to(lesson.device)
     curves[name] = train(models[name], next_texts, answer_loss, config, accuracy_by_shots)
     print(f"  {name}, {count_parameters(models[name]):,} parameters: nats an answer "
@@ -352,7 +358,8 @@ translation = {word: dictionary.vocabulary[language[i]] for i, word in enumerate
 for k in (0, 1, 3):
     shots = [(word, translation[word]) for word in ("tree", "sun", "milk")[:k]][::-1]
     prompt = few_shot_prompt("sun", shots, "Translate:", between="=", separator=" ")
-    in_tokens, candidates = dictionary.encode(prompt.split()), [dictionary.encode(word) for word in INVENTED]
+    in_tokens = dictionary.encode(prompt.split())
+    candidates = [dictionary.encode(word) for word in INVENTED]
     scores = score_candidates(models["large"], in_tokens, candidates).exp()
     right = translation["sun"]
     print(f"  {prompt:<45} {INVENTED[scores.argmax()]}, P = {scores.max():.2f}   (right: {right}, P = {scores[INVENTED.index(right)]:.2f})")
