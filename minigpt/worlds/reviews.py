@@ -1,19 +1,24 @@
-"""Film reviews, for or against, whose sentiment is known exactly and cannot be told from the words.
+"""Film reviews, for or against, whose stance is known exactly but is not shown by any single word.
 
-A stance is drawn, then a review from that stance's grammar. The two grammars are one, with praise and blame exchanged:
+    for        The plot was superb.    The cast was never dull.
+    against    The plot was dull.      The cast was never superb.
 
-    for       The plot was superb.    The cast was never dull.      The script was dull at first, but superb by the end.
-    against   The plot was dull.      The cast was never superb.    The script was superb at first, but dull by the end.
+A stance is drawn, then a review from the grammar of that stance. The two grammars differ only in
+that words of praise and words of blame are exchanged. An opinion is stated ("superb"), or the
+opposite opinion is denied ("never dull"), with the same probability. So each word has the same
+expected count in both stances (a test lists all sentences), and the covariance of its count with
+the stance is 0. Fitted to many reviews, naive Bayes, least squares and logistic regression on word
+counts therefore predict ½. (A linear rule chosen by hand is right in 70 %, as a test shows.) A
+model must learn which words stand together.
 
-Each word is as frequent in one stance as in the other (exactly: a test lists all sentences), so no word is for or against, and
-no linear classifier of word counts beats a coin. What tells is what was done to a word: nothing, never, or at first.
-A sentence with an opinion can be written by one stance only, and every review has some. Hence `label` is no estimate: it
-parses. And hence the stance can be read off the text, and the entropy is exact:
+Each sentence with an opinion can be written by one stance only, and each review has some. So
+`label` reads the stance from the text without error, and the entropy in bits per review is exact:
 
-    H = H(stance) + H(review | stance) = 1 + mean of the two grammars' entropies           bits a review
+    H = H(stance) + H(review | stance) = 1 + mean of the two grammars' entropies
 
-Source: course C, "The sentiment neuron"; the reviews stand in for those of Radford, Jozefowicz and Sutskever 2017.
-Not here: sarcasm, lukewarm reviewers, and reviewers who contradict themselves.
+Source: course C, "GPT-0: The sentiment neuron"; Radford, Jozefowicz and Sutskever 2017, whose
+reviews of real products are replaced by these.
+Not here: sarcasm, moderate opinions, and reviews that contradict themselves.
 """
 import torch
 
@@ -21,28 +26,37 @@ from minigpt.worlds.grammar import Grammar
 
 AGAINST, FOR = 0, 1
 STANCES = "against", "for"
-QUALITIES = "awful boring dull feeble", "charming lovely splendid superb"               # what each stance finds true
+QUALITIES = "awful boring dull feeble", "charming lovely splendid superb"     # true for each stance
 REACTIONS = "[groaned|yawned]", "[laughed|smiled]"
 ADVICE = ["miss it", "do not see it"], ["see it", "do not miss it"]
 SENTENCES = "<opening>", "<look>", "<second look>", "<feeling>", "<verdict>"
 
 
 def rules(start: str | list[str], stance: int) -> dict:
-    """The rules of one stance. Said and denied are equally likely, which is what makes every word as frequent in both."""
+    """The rules of the grammar of one stance, whose first rule is `start`.
+
+    "<right>" and "never <wrong>" have equal weights; this makes each word equally frequent in both
+    stances.
+    """
     other = 1 - stance
     return {
         "start": start,
         "opening": "[Saw|Watched] it with [Ada|Ben|Iris|Tom]",
         "look": "The [cast|plot|script|story] was <quality>",
-        "quality": [("<right>", 2), ("never <wrong>", 2), ("<wrong> at first, but <right> by the end", 1)],
-        "right": QUALITIES[stance].split(), "wrong": QUALITIES[other].split(),
-        "second look": [("And the [costumes|songs] were <quality>", 2), "It lasted [two|three] hours"],
+        "quality": [("<right>", 2), ("never <wrong>", 2),
+                    ("<wrong> at first, but <right> by the end", 1)],
+        "right": QUALITIES[stance].split(),
+        "wrong": QUALITIES[other].split(),
+        "second look": [("And the [costumes|songs] were <quality>", 2),
+                        "It lasted [two|three] hours"],
         "feeling": "I <felt>",
         "felt": [REACTIONS[stance], f"never {REACTIONS[other]}"],
-        "verdict": "My advice: <advice>", "advice": ADVICE[stance],
+        "verdict": "My advice: <advice>",
+        "advice": ADVICE[stance],
     }
 
 
+# For each stance, the grammar of a whole review and the grammar of a single sentence.
 REVIEWS = tuple(Grammar(rules(". ".join(SENTENCES) + "!", stance)) for stance in (AGAINST, FOR))
 MOODS = tuple(Grammar(rules(list(SENTENCES), stance)) for stance in (AGAINST, FOR))
 
@@ -54,27 +68,27 @@ def sample(generator: torch.Generator) -> tuple[str, int]:
 
 
 def sample_many(n: int, seed: int) -> tuple[list[str], list[int]]:
-    """n reviews and their stances; the same seed gives the same ones, and a larger n the same ones first."""
+    """n reviews and their stances. The same seed gives the same ones; a larger n adds to them."""
     generator = torch.Generator().manual_seed(seed)
     reviews = [sample(generator) for _ in range(n)]
     return [review for review, _ in reviews], [stance for _, stance in reviews]
 
 
 def entropy() -> float:
-    """H, bits a review, the stance's own bit included."""
+    """H, in bits per review; the stance is 1 of them."""
     return 1 + sum(grammar.entropy() for grammar in REVIEWS) / 2
 
 
 def surprisal(review: str) -> float:
-    """−log₂ P(review), bits: inf if neither stance can write it."""
+    """−log₂ P(review), in bits: inf if neither stance can write it."""
     return 1 + min(grammar.surprisal(review) for grammar in REVIEWS)
 
 
 def label(review: str) -> int | None:
-    """AGAINST or FOR, whichever can write the whole review; None if neither can.
+    """The stance that can write the whole review, AGAINST or FOR; None if neither can.
 
-    >>> STANCES[label("Saw it with Ada. The plot was dull at first, but superb by the end. It lasted two hours. "
-    ...               "I never yawned. My advice: do not miss it!")]
+    >>> STANCES[label("Saw it with Ada. The plot was dull at first, but superb by the end. "
+    ...               "It lasted two hours. I never yawned. My advice: do not miss it!")]
     'for'
     """
     stances = [stance for stance in (AGAINST, FOR) if REVIEWS[stance].is_grammatical(review)]
@@ -82,16 +96,19 @@ def label(review: str) -> int | None:
 
 
 def sentence_moods(review: str) -> list[tuple[str, int | None]]:
-    """Each sentence with the one stance that can write it, or None for both; ValueError if neither can, saying where.
+    """Each sentence, with the stance that can write it; None for a sentence that both can write.
 
-    >>> sentence_moods("I never yawned. It lasted two hours. The plot was superb at first, but dull by the end!")
-    [('I never yawned', 1), ('It lasted two hours', None), ('The plot was superb at first, but dull by the end', 0)]
+    >>> sentence_moods("I never yawned. It lasted two hours. The plot was dull!")
+    [('I never yawned', 1), ('It lasted two hours', None), ('The plot was dull', 0)]
+
+    ValueError for a sentence that neither can write, with the reason of each.
     """
     moods = []
     for sentence in review.removesuffix("!").split(". "):
         stances = [stance for stance in (AGAINST, FOR) if MOODS[stance].is_grammatical(sentence)]
         if not stances:
-            against, in_favour = (MOODS[mood].why_not(sentence) for mood in (AGAINST, FOR))
-            raise ValueError(f"no stance can write {sentence!r}: against, {against}; for, {in_favour}")
+            against, in_favour = (grammar.why_not(sentence) for grammar in MOODS)
+            raise ValueError(f"no stance can write {sentence!r}: against, {against}; "
+                             f"for, {in_favour}")
         moods.append((sentence, stances[0] if len(stances) == 1 else None))
     return moods

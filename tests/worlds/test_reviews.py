@@ -1,7 +1,8 @@
-"""Reviews against a second writing of the same sentences: plain lists with their probabilities, built here without a grammar."""
+"""The reviews against lists of the same sentences, built here without a grammar."""
 import math
 import re
 from collections import Counter
+from itertools import product
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ import torch
 from minigpt.worlds import reviews
 from minigpt.worlds.reviews import AGAINST, FOR
 
-WORDS = {AGAINST: ["awful", "boring", "dull", "feeble"], FOR: ["charming", "lovely", "splendid", "superb"]}
+WORDS = {AGAINST: ["awful", "boring", "dull", "feeble"],
+         FOR: ["charming", "lovely", "splendid", "superb"]}
 DID = {AGAINST: ["groaned", "yawned"], FOR: ["laughed", "smiled"]}
+BOTH = (AGAINST, FOR)
 
 
-def said(stance):
+def qualities(stance):
     """[(quality, probability)] of one stance."""
     true, false = WORDS[stance], WORDS[1 - stance]
     return ([(a, 2 / 5 / 4) for a in true] + [(f"never {b}", 2 / 5 / 4) for b in false]
@@ -21,36 +24,46 @@ def said(stance):
 
 
 def sentences(stance):
-    """The five places of a review, each [(sentence, probability)]."""
+    """For each of the five sentences of a review, [(sentence, probability)]."""
     advice = ["see it", "do not miss it"] if stance == FOR else ["miss it", "do not see it"]
     return [
-        [(f"{verb} it with {name}", 1 / 8) for verb in ("Saw", "Watched") for name in ("Ada", "Ben", "Iris", "Tom")],
-        [(f"The {part} was {q}", p / 4) for part in ("cast", "plot", "script", "story") for q, p in said(stance)],
-        [(f"And the {part} were {q}", p * 2 / 3 / 2) for part in ("costumes", "songs") for q, p in said(stance)]
+        [(f"{verb} it with {name}", 1 / 8)
+         for verb in ("Saw", "Watched") for name in ("Ada", "Ben", "Iris", "Tom")],
+        [(f"The {part} was {q}", p / 4)
+         for part in ("cast", "plot", "script", "story") for q, p in qualities(stance)],
+        [(f"And the {part} were {q}", p * 2 / 3 / 2)
+         for part in ("costumes", "songs") for q, p in qualities(stance)]
         + [(f"It lasted {n} hours", 1 / 3 / 2) for n in ("two", "three")],
-        [(f"I {d}", 1 / 4) for d in DID[stance]] + [(f"I never {d}", 1 / 4) for d in DID[1 - stance]],
+        [(f"I {did}", 1 / 4) for did in DID[stance]]
+        + [(f"I never {did}", 1 / 4) for did in DID[1 - stance]],
         [(f"My advice: {a}", 1 / 2) for a in advice],
     ]
 
 
 def draw(stance, generator):
-    """A review and its probability given the stance, each sentence drawn uniformly: every form comes up, likely or not."""
-    chosen = [place[int(torch.randint(len(place), (), generator=generator))] for place in sentences(stance)]
+    """A review, and its probability given the stance; each sentence is drawn uniformly."""
+    chosen = [place[int(torch.randint(len(place), (), generator=generator))]
+              for place in sentences(stance)]
     return ". ".join(text for text, _ in chosen) + "!", math.prod(p for _, p in chosen)
 
 
-def test_the_second_writing_is_a_distribution():
-    for stance in (AGAINST, FOR):
+def words(text):
+    return re.findall(r"\w+", text)
+
+
+def test_the_lists_are_distributions_of_the_same_size():
+    for stance in BOTH:
         assert all(math.isclose(sum(p for _, p in place), 1) for place in sentences(stance))
         assert reviews.REVIEWS[stance].count() == math.prod(map(len, sentences(stance)))
 
 
 def test_entropy_from_the_lists():
-    listed = [sum(-p * math.log2(p) for place in sentences(stance) for _, p in place) for stance in (AGAINST, FOR)]
+    listed = [sum(-p * math.log2(p) for place in sentences(stance) for _, p in place)
+              for stance in BOTH]
     assert math.isclose(reviews.entropy(), 1 + sum(listed) / 2, rel_tol=1e-12)
 
 
-def test_label_and_surprisal_of_reviews_put_together_by_hand():
+def test_label_and_surprisal_of_reviews_from_the_lists():
     generator = torch.Generator().manual_seed(0)
     for i in range(300):
         text, p = draw(i % 2, generator)
@@ -58,68 +71,104 @@ def test_label_and_surprisal_of_reviews_put_together_by_hand():
         assert math.isclose(reviews.surprisal(text), -math.log2(p / 2), rel_tol=1e-9)
 
 
-def test_every_sentence_has_the_mood_that_it_was_built_with():
-    for stance in (AGAINST, FOR):
-        for place, neutral in zip(sentences(stance), (True, False, False, False, False)):
+def test_every_sentence_has_the_mood_of_its_list():
+    for stance in BOTH:
+        for at, place in enumerate(sentences(stance)):
             for text, _ in place:
-                expected = None if neutral or text.startswith("It lasted") else stance
-                assert reviews.sentence_moods(text) == reviews.sentence_moods(text + "!") == [(text, expected)]
+                expected = None if at == 0 or text.startswith("It lasted") else stance
+                assert reviews.sentence_moods(text) == [(text, expected)]
+                assert reviews.sentence_moods(text + "!") == [(text, expected)]
 
 
 def test_a_review_that_contradicts_itself_has_moods_but_no_label():
     generator = torch.Generator().manual_seed(1)
     for at in range(1, 5):
         parts = [place[0][0] for place in sentences(FOR)]
-        parts[at] = sentences(AGAINST)[at][int(torch.randint(4, (), generator=generator)) % len(sentences(AGAINST)[at])][0]
+        place = sentences(AGAINST)[at]
+        parts[at] = place[int(torch.randint(4, (), generator=generator)) % len(place)][0]
         text = ". ".join(parts) + "!"
-        assert [mood for _, mood in reviews.sentence_moods(text)] == [None] + [AGAINST if i == at else FOR for i in range(1, 5)]
+        expected = [None] + [AGAINST if i == at else FOR for i in range(1, 5)]
+        assert [mood for _, mood in reviews.sentence_moods(text)] == expected
         assert reviews.label(text) is None and reviews.surprisal(text) == math.inf
 
 
-def test_every_word_is_as_frequent_in_both_stances():
-    """The reason why no linear classifier of word counts can beat a coin: the means of all counts agree."""
+# No word shows the stance, but combinations do.
+
+def test_every_word_has_the_same_expected_count_in_both_stances():
     expected = []
-    for stance in (AGAINST, FOR):
+    for stance in BOTH:
         counts = Counter()
         for place in sentences(stance):
             for text, p in place:
-                for word in re.findall(r"\w+", text):
+                for word in words(text):
                     counts[word] += p
         expected.append(counts)
-    assert expected[0].keys() == expected[1].keys() == set(reviews.REVIEWS[0].vocabulary()) == set(reviews.REVIEWS[1].vocabulary())
-    assert all(math.isclose(expected[0][word], expected[1][word]) for word in expected[0])
+    against, favour = expected
+    vocabularies = [set(grammar.vocabulary()) for grammar in reviews.REVIEWS]
+    assert against.keys() == favour.keys() == vocabularies[0] == vocabularies[1]
+    assert all(math.isclose(against[word], favour[word]) for word in against)
 
 
-def test_samples_are_drawn_as_said():
+def accuracy_of_naive_bayes(features):
+    """Fitted to 6,000 reviews, tested on 3,000 others."""
+    texts, stances = reviews.sample_many(9000, seed=6)
+    counts = [Counter(), Counter()]
+    for text, stance in zip(texts[:6000], stances):
+        counts[stance].update(features(text))
+    right = 0
+    for text, stance in zip(texts[6000:], stances[6000:]):
+        score = sum(math.log((counts[FOR][f] + 1) / (counts[AGAINST][f] + 1))
+                    for f in features(text))
+        right += (score > 0) == (stance == FOR)
+    return right / 3000
+
+
+def test_naive_bayes_fails_on_words_but_not_on_pairs_of_words():
+    assert abs(accuracy_of_naive_bayes(words) - 0.5) < 0.05
+    assert accuracy_of_naive_bayes(lambda text: list(zip(text.split(), text.split()[1:]))) > 0.9
+
+
+def test_a_linear_rule_chosen_by_hand_is_right_in_70_percent():
+    """The score of a review for a film is always 4. Against it, the score has mean 4 and varies."""
+    weight = dict.fromkeys([*WORDS[FOR], *DID[FOR], "never", "not", "see", "hours"], 1)
+    right = 0.0
+    for stance in BOTH:
+        scores = [[(sum(weight.get(word, 0) for word in words(text)), p) for text, p in place]
+                  for place in sentences(stance)]
+        distribution = Counter({0: 1.0})
+        for place in scores:
+            after = Counter()
+            for (a, p), (b, q) in product(distribution.items(), place):
+                after[a + b] += p * q
+            distribution = after
+        assert math.isclose(sum(score * p for score, p in distribution.items()), 4)
+        right += sum(p for score, p in distribution.items() if (score >= 4) == (stance == FOR)) / 2
+    assert round(right, 2) == 0.70
+
+
+def test_exchanging_praise_and_blame_exchanges_the_stances():
+    ours, theirs = [*WORDS[FOR], *DID[FOR], "see"], [*WORDS[AGAINST], *DID[AGAINST], "miss"]
+    swap = dict(zip(ours, theirs)) | dict(zip(theirs, ours))
+    for text, stance in zip(*reviews.sample_many(200, seed=9)):
+        exchanged = re.sub(r"\w+", lambda word: swap.get(word[0], word[0]), text)
+        assert reviews.label(exchanged) == 1 - stance
+
+
+# Sampling.
+
+def test_samples_have_the_probabilities_of_the_lists():
     texts, stances = reviews.sample_many(4000, seed=5)
     assert abs(sum(stances) / 4000 - 0.5) < 4 * 0.5 / math.sqrt(4000)
     assert [reviews.label(text) for text in texts[:300]] == stances[:300]
     cost = torch.tensor([reviews.surprisal(text) for text in texts[:1000]])
     assert abs(cost.mean() - reviews.entropy()) < 4 * cost.std() / math.sqrt(1000)
-    # Each place's most and least likely sentence, by frequency.
     split = [text.removesuffix("!").split(". ") for text in texts]
-    for at, (ours, theirs) in enumerate(zip(sentences(AGAINST), sentences(FOR))):
-        for place, stance in ((ours, AGAINST), (theirs, FOR)):
-            for sentence, p in (max(place, key=lambda row: row[1]), min(place, key=lambda row: row[1])):
-                seen = [parts[at] == sentence for parts, s in zip(split, stances) if s == stance]
-                assert abs(sum(seen) / len(seen) - p) < 5 * math.sqrt(p / len(seen))
-
-
-def test_naive_bayes_on_words_is_a_coin():
-    """Learned from 6,000 reviews, judged on 3,000 others; pairs of neighbouring words, as a control, do much better."""
-    def accuracy(features):
-        texts, stances = reviews.sample_many(9000, seed=6)
-        seen = [Counter(), Counter()]
-        for text, stance in zip(texts[:6000], stances):
-            seen[stance].update(features(text))
-        right = 0
-        for text, stance in zip(texts[6000:], stances[6000:]):
-            score = sum(math.log((seen[FOR][f] + 1) / (seen[AGAINST][f] + 1)) for f in features(text))
-            right += (score > 0) == (stance == FOR)
-        return right / 3000
-
-    assert abs(accuracy(lambda text: re.findall(r"\w+", text)) - 0.5) < 0.05
-    assert accuracy(lambda text: list(zip(text.split(), text.split()[1:]))) > 0.9
+    for at, stance in product(range(5), BOTH):
+        place = sentences(stance)[at]
+        for extreme in (max, min):                      # the most and the least probable sentence
+            sentence, p = extreme(place, key=lambda row: row[1])
+            found = [parts[at] == sentence for parts, s in zip(split, stances) if s == stance]
+            assert abs(sum(found) / len(found) - p) < 5 * math.sqrt(p / len(found))
 
 
 def test_samples_depend_on_the_generator_alone():
@@ -132,26 +181,26 @@ def test_samples_depend_on_the_generator_alone():
     assert reviews.sample_many(20, seed=8)[0] != texts
 
 
-@pytest.mark.parametrize("text", ["", "!", "The plot was superb", "Saw it with Ada. The plot was superb!", "Saw it with Ada. " * 5 + "!"])
+# What cannot be written.
+
+@pytest.mark.parametrize("text", [
+    "", "!", "The plot was superb", "Saw it with Ada. The plot was superb!",
+    "Saw it with Ada. " * 5 + "!"])
 def test_what_is_no_review_has_no_label(text):
     assert reviews.label(text) is None and reviews.surprisal(text) == math.inf
 
 
-@pytest.mark.parametrize("text, words", [
-    ("I laughed. The plot was green!", "no stance can write 'The plot was green': against, at character 12, after 'The plot was': ' green' cannot come here"),
-    ("I never", "no stance can write 'I never': against, at character 7, after 'I never': the end cannot come here"),
+@pytest.mark.parametrize("text, message", [
+    ("I laughed. The plot was green!",
+     "no stance can write 'The plot was green': against, at character 12, after 'The plot was': "
+     "' green' cannot come here"),
+    ("I never", "no stance can write 'I never': against, at character 7, after 'I never': "
+                "the end cannot come here, but ' laughed', ' smiled' can; "
+                "for, at character 7, after 'I never': the end cannot come here, but ' groaned'"),
     ("", "no stance can write ''"),
     ("I laughed.  I smiled!", "no stance can write ' I smiled'"),
 ])
-def test_sentences_that_none_can_write(text, words):
-    with pytest.raises(ValueError, match=re.escape(words)) as refusal:
+def test_sentences_that_neither_stance_can_write(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as refusal:
         reviews.sentence_moods(text)
     assert "\n" not in str(refusal.value)
-
-
-def test_exchanging_praise_and_blame_exchanges_the_stances():
-    swap = dict(zip(WORDS[FOR] + DID[FOR], WORDS[AGAINST] + DID[AGAINST])) | dict(zip(WORDS[AGAINST] + DID[AGAINST], WORDS[FOR] + DID[FOR]))
-    swap |= {"see": "miss", "miss": "see"}
-    texts, stances = reviews.sample_many(200, seed=9)
-    for text, stance in zip(texts, stances):
-        assert reviews.label(re.sub(r"\w+", lambda word: swap.get(word[0], word[0]), text)) == 1 - stance
