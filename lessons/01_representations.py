@@ -14,7 +14,7 @@ from collections import Counter
 import torch
 from torch.nn import functional as F
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.text.corpora import prose
 from minigpt.text.pretokenize import split_into_words

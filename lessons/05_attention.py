@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.models.attention import MultiHeadAttention, attend, attention_weights, causal_mask
 from minigpt.models.gpt import GPT, GPTConfig
@@ -24,9 +24,8 @@ from minigpt.models.positions import rotary_table, rotate, sinusoidal_positions
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import cross_entropy
 
-lesson = Lesson("05_attention")
+lesson = Lesson("05_attention", threads=1)
 torch.set_default_dtype(torch.float64)                                  # equations first: 1e-12 is rounding, 1e-3 a mistake
-torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait
 
 
 def randn(*shape):

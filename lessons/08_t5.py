@@ -16,7 +16,7 @@ from fractions import Fraction
 
 import torch
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.generation import generate
 from minigpt.models.counting import count_parameters
@@ -38,8 +38,7 @@ from minigpt.training.optimizers import Muon, make_adamw
 from minigpt.worlds.grammar import Grammar, alike, tokens
 from minigpt.worlds.translation import sample_pair, written
 
-lesson = Lesson("08_t5")
-torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait
+lesson = Lesson("08_t5", threads=1)
 PAD, END = 0, 1
 
 # %% [markdown]

@@ -15,7 +15,7 @@ import torch
 from matplotlib.patches import Rectangle
 from torch.nn.functional import pad
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.models.counting import count_parameters
 from minigpt.models.pixel_cnn import MaskedConvolution, NeighbourRegression, PixelCNN, pixel_mask

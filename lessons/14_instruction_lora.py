@@ -20,7 +20,7 @@ import math
 import torch
 from torch import nn
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.adaptation.instruction import answers, dialogues, sft_loss
 from minigpt.adaptation.lora import (
@@ -48,8 +48,7 @@ from minigpt.worlds.assistant import (
     sample_instruction,
 )
 
-lesson = Lesson("14_instruction_lora")
-torch.set_num_threads(1)                                                # matrices so small that threads would mostly wait
+lesson = Lesson("14_instruction_lora", threads=1)
 
 # %% [markdown]
 # ## 1. A note beside the matrix

@@ -13,7 +13,7 @@ import itertools
 import torch
 from torch import nn
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.alignment.exact import Table, answer_logprobs, expectation, list_answers
 from minigpt.alignment.mdp import (
@@ -29,8 +29,7 @@ from minigpt.training.loop import gradient_step, schedule
 from minigpt.training.optimizers import make_optimizers
 from minigpt.worlds.gridworld import MDP, MOVES, Grid
 
-lesson = Lesson("15_reinforcement_learning")
-torch.set_num_threads(1)                                                # for tables this small a second thread is mostly waited for
+lesson = Lesson("15_reinforcement_learning", threads=1)
 torch.set_default_dtype(torch.float64)
 
 # %% [markdown]

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import nn
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.alignment.exact import (
     Table,
@@ -28,8 +28,7 @@ from minigpt.alignment.mdp import evaluate, list_episodes
 from minigpt.alignment.reinforce import ReinforceConfig, reinforce, subtract_baseline
 from minigpt.worlds.gridworld import Grid
 
-lesson = Lesson("16_policy_gradient")
-torch.set_num_threads(1)                                                # for tables this small a second thread is mostly waited for
+lesson = Lesson("16_policy_gradient", threads=1)
 torch.set_default_dtype(torch.float64)
 
 # %% [markdown]

@@ -17,7 +17,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.alignment.exact import Table, answer_logprobs, list_answers
 from minigpt.alignment.preferences import (
@@ -39,8 +39,7 @@ from minigpt.alignment.rollouts import roll_out
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.worlds import replies
 
-lesson = Lesson("17_reward_model")
-torch.set_num_threads(1)                                                # small matrices: a second thread only waits
+lesson = Lesson("17_reward_model", threads=1)
 device = torch.device(lesson.device)
 
 # %% [markdown]

@@ -19,7 +19,7 @@ import torch
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as categorical_kl
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.alignment.exact import (
     Table,
@@ -40,8 +40,7 @@ from minigpt.alignment.reward_model import ValueModel
 from minigpt.alignment.rollouts import roll_out, token_rewards
 from minigpt.worlds import replies
 
-lesson = Lesson("18_rlhf_ppo")
-torch.set_num_threads(1)                                                # small matrices: a second thread only waits
+lesson = Lesson("18_rlhf_ppo", threads=1)
 device = torch.device(lesson.device)
 
 # %% [markdown]

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import nn
 
-from lessons.course import Lesson
+from course import Lesson
 from minigpt import plotting
 from minigpt.alignment.dpo import (
     dpo_loss,
@@ -45,8 +45,7 @@ from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import sequence_logprobs
 from minigpt.worlds import replies
 
-lesson = Lesson("19_dpo")
-torch.set_num_threads(1)                                                # small matrices: a second thread only waits
+lesson = Lesson("19_dpo", threads=1)
 device = torch.device(lesson.device)
 
 # %% [markdown]
