@@ -21,7 +21,7 @@ def damaged(tmp_path):
     good = (tmp_path / "good.pt").read_bytes()
     yield "empty", b""
     yield "truncated", good[: len(good) // 2]
-    yield "text", "not a checkpoint".encode()
+    yield "text", b"not a checkpoint"
     flipped = bytearray(good)
     for i in range(0, 400):
         flipped[i] ^= 0xFF

@@ -16,7 +16,7 @@ def test_orthogonalize_keeps_the_directions_and_levels_the_singular_values(shape
     m = matrices(*shape)
     u, s, vt = torch.linalg.svd(m, full_matrices=False)
     out = orthogonalize(m)
-    inner = u.mT @ out @ vt.mT                                          # diagonal if U and V are kept
+    inner = u.mT @ out @ vt.mT          # diagonal if U and V are kept
     off_diagonal = inner - torch.diag_embed(inner.diagonal(dim1=1, dim2=2))
     assert off_diagonal.abs().max() < 1e-4
     # The quintic applied to each singular value by itself, as a scalar.
@@ -29,7 +29,7 @@ def test_orthogonalize_keeps_the_directions_and_levels_the_singular_values(shape
 
 
 def test_two_muon_steps_by_hand():
-    """Nesterov momentum and the shape factor, with the orthogonalization done one matrix at a time."""
+    """Nesterov momentum and the shape factor; one matrix at a time is orthogonalized."""
     weights = [matrices(6, 3, seed=1), matrices(6, 3, seed=2), matrices(3, 6, seed=3)]
     parameters = [nn.Parameter(w.clone()) for w in weights]
     optimizer = Muon(parameters, lr=0.1, momentum=0.9)
@@ -42,7 +42,8 @@ def test_two_muon_steps_by_hand():
         for i, g in enumerate(gradients):
             momenta[i] = 0.9 * momenta[i] + g
             update = orthogonalize((g + 0.9 * momenta[i])[None])[0]
-            weights[i] = weights[i] - 0.1 * (2**0.5 if weights[i].shape == (6, 3) else 1) * update
+            factor = 2**0.5 if weights[i].shape == (6, 3) else 1
+            weights[i] = weights[i] - 0.1 * factor * update
     for p, w in zip(parameters, weights):
         torch.testing.assert_close(p.data, w, atol=1e-5, rtol=1e-4)
 
@@ -54,18 +55,21 @@ def test_adamw_first_step_by_hand_and_decay_only_on_matrices():
     for p in model.parameters():
         p.grad = matrices(*p.shape, seed=4)
     optimizer.step()
-    for name, p in model.named_parameters():                            # m̂ = g and v̂ = g² at the first step: the move is the sign
+    for name, p in model.named_parameters():        # at the first step m̂ = g, v̂ = g²: sign(g)
         decay = 0.01 * 0.5 * before[name] if name == "weight" else 0
-        torch.testing.assert_close(p.data, before[name] - decay - 0.01 * p.grad.sign(), atol=1e-5, rtol=0)
+        wanted = before[name] - decay - 0.01 * p.grad.sign()
+        torch.testing.assert_close(p.data, wanted, atol=1e-5, rtol=0)
 
 
 def test_every_parameter_has_one_optimizer_and_muon_gets_the_hidden_matrices():
     model = GPT(GPTConfig(11, 9, n_layers=2, n_heads=3, d_model=12))
     names = {id(p): n for n, p in model.named_parameters()}
     adam, muon = make_optimizers(model, "muon", 1e-3, 0.1)
-    inside = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adam, muon)]
+    inside = [[names[id(p)] for group in o.param_groups for p in group["params"]]
+              for o in (adam, muon)]
     assert sorted(inside[0] + inside[1]) == sorted(names.values())
-    assert len(inside[1]) == 2 * 6 and all(n.startswith("blocks") and n.endswith("weight") for n in inside[1])
+    assert len(inside[1]) == 2 * 6
+    assert all(n.startswith("blocks") and n.endswith("weight") for n in inside[1])
     assert muon.param_groups[0]["lr"] == 10 * adam.param_groups[0]["lr"]
 
 
@@ -81,8 +85,9 @@ def test_nothing_left_for_one_of_the_two_and_nothing_left_at_all():
     both = nn.Linear(3, 2)
     both.weight.requires_grad_(False)
     (rest,) = make_optimizers(both, "muon", 1e-3, 0.1)
-    assert isinstance(rest, torch.optim.AdamW) and [p for g in rest.param_groups for p in g["params"]] == [both.bias]
+    assert isinstance(rest, torch.optim.AdamW)
+    assert [p for g in rest.param_groups for p in g["params"]] == [both.bias]
     both.bias.requires_grad_(False)
     for name in ("adamw", "muon"):
-        with pytest.raises(ValueError, match="nothing to train"):
+        with pytest.raises(ValueError, match="nothing can be trained"):
             make_optimizers(both, name, 1e-3, 0.1)
