@@ -133,7 +133,7 @@ def test_a_head_may_have_any_width_and_scale():
 
 
 def test_d_model_must_divide_into_heads():
-    with pytest.raises(ValueError, match=r"d_model 10 does not divide into 3 heads; try d_model 12"):
+    with pytest.raises(ValueError, match=r"d_model 10 is not a multiple of n_heads 3; try d_model 12"):
         MultiHeadAttention(10, 3)
 
 
@@ -273,5 +273,5 @@ def test_the_default_scale_of_a_layer_is_that_of_a_head_not_of_the_model():
 
 
 def test_no_head_is_refused():
-    with pytest.raises(ValueError, match="at least 1 head"):
+    with pytest.raises(ValueError, match="n_heads must be a whole number of at least 1, not 0"):
         MultiHeadAttention(8, 0)
