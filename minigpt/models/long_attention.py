@@ -48,8 +48,8 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, block: int, fused: bool = T
 
     (B, H, T, D) three times -> (B, H, T, D). `fused` is as in `attend`.
     """
-    check_sizes(block=block)
     T = q.size(2)
+    check_sizes(block=block, n_tokens=T)
     block = min(block, T)
     # The padding fills the last block. It comes after every token, so causality hides it.
     padding = -T % block

@@ -114,12 +114,12 @@ def count_meetings(
 def lsh_attention(q: Tensor, v: Tensor, buckets: Tensor, chunk: int) -> Tensor:
     """Attention within buckets: q, v (B, H, T, D), buckets (B, H, R, T) -> (B, H, T, D)."""
     T = q.size(2)
-    check_sizes(chunk=chunk)
-    if buckets.dim() != 4 or buckets[:, :, 0].shape != q.shape[:3] or T == 0:
+    if buckets.dim() != 4 or (*buckets.shape[:2], buckets.size(3)) != q.shape[:3]:
         raise ValueError(
-            "q is (batch, heads, tokens, width) with at least one token, and buckets is (batch, "
-            f"heads, rounds, tokens); not {tuple(q.shape)} and {tuple(buckets.shape)}"
+            "q is (batch, heads, tokens, width) and buckets is (batch, heads, rounds, tokens), "
+            f"not {tuple(q.shape)} and {tuple(buckets.shape)}"
         )
+    check_sizes(chunk=chunk, n_rounds=buckets.size(2), n_tokens=T)
     # 1. Pad T to a multiple of m. The padding comes after every token, so it is sorted last in the
     #    last bucket, and causality hides it.
     padding = -T % chunk
