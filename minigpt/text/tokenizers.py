@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from minigpt.files import read_json, read_text, write_json
-from minigpt.text.byte_pairs import Pair, apply_merges, learn_merges, merge
+from minigpt.text.byte_pairs import Pair, apply_merges, learn_merges, merge_steps
 from minigpt.text.pretokenize import byte_characters, split_into_words
 
 CACHED_WORDS, CACHED_LENGTH = 2**16, 64         # a BPETokenizer caches so many words, each so long
@@ -410,8 +410,8 @@ class BPETokenizer(Tokenizer):
         """Every stage of `encode(text)`, bytes written as `byte_characters`: a space is Ġ.
 
         "words" has one entry per word: the word, its bytes, its merges (each with its rank, the
-        pair, and the word after it), and its ids. Here merges are found pair by pair, with `merge`,
-        which is the definition that `encode` makes fast.
+        pair, and the word after it), and its ids. The merges are found by `merge_steps`, the
+        definition that `encode` makes fast.
 
         >>> work = BPETokenizer.train("low lower lowest", 258).encode_and_show_work("a low")
         >>> work["ids"], work["words"][0]
@@ -424,15 +424,15 @@ class BPETokenizer(Tokenizer):
         refuse_lone_surrogates(text)
         words = []
         for word in split_into_words(text):
-            ids, steps = [self._byte_ids[byte] for byte in word.encode("utf-8")], []
-            as_bytes = self._printable(ids)
-            while candidates := [pair for pair in zip(ids, ids[1:]) if pair in self._merged]:
-                pair = min(candidates, key=self._merged.get)
-                ids = merge(ids, pair, self._merged[pair])
-                steps.append({"rank": self._merged[pair] - 256,
-                              "pair": tuple(self._printable(pair)),
-                              "result": self._printable(ids)})
-            words.append({"word": word, "bytes": as_bytes, "merges": steps, "ids": ids})
+            start = [self._byte_ids[byte] for byte in word.encode("utf-8")]
+            steps = list(merge_steps(start, self._merged))
+            words.append({
+                "word": word,
+                "bytes": self._printable(start),
+                "merges": [{"rank": self._merged[pair] - 256, "pair": tuple(self._printable(pair)),
+                            "result": self._printable(ids)} for pair, ids in steps],
+                "ids": steps[-1][1] if steps else start,
+            })
         return {"text": text, "words": words, "ids": [i for word in words for i in word["ids"]]}
 
     def _printable(self, ids: Iterable[int]) -> list[str]:
