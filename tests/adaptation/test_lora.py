@@ -268,12 +268,14 @@ def test_loading_adapts_the_layers_of_the_file_and_no_layer_whose_name_ends_alik
 @pytest.mark.parametrize("arguments, words", [
     ({"targets": ["querry"]}, ["'querry'", "nearest: query"]),
     ({"targets": ["query", "ery"]}, ["'ery'"]),
+    ({"targets": ["blocks.0"]}, ["'blocks.0'"]),                # a pattern is needed: blocks.0.*
     ({"targets": "query"}, ["a list", "not 'query'"]),
     ({"targets": []}, ["a list", "not []"]),
     ({"rank": 0}, ["rank", "not 0"]),
     ({"rank": 1.5}, ["rank", "not 1.5"]),
     ({"rank": 7}, ["rank 7", "(6, 6)", "at most 6"]),
-    ({"targets": ["inner", "key"], "rank": 7}, ["rank 7", "'blocks.0.attention.key'"]),
+    ({"targets": ["inner"], "rank": 7}, ["rank 7", "(24, 6)", "at most 6"]),
+    ({"targets": ["feed_forward.out"], "rank": 7}, ["rank 7", "(6, 24)", "at most 6"]),
     ({"alpha": 0.0}, ["alpha", "not 0.0"]),
     ({"alpha": -1.0}, ["alpha", "not -1.0"]),
     ({"alpha": math.inf}, ["alpha", "not inf"]),
@@ -348,9 +350,11 @@ def test_load_lora_refuses_other_models_and_names_and_leaves_the_model_as_it_was
     refused_by_load(nn.Embedding(3, 2), path, "blocks.0.attention.query")
     refused_by_load(model, path, "'default' already")
     refused_by_load(make_model(), path, "'a.b'", name="a.b")
-    last_differs = make_model()                         # only the last layer does not fit
-    last_differs.blocks[1].attention.value = nn.Linear(5, 6)
-    refused_by_load(last_differs, path, "'blocks.1.attention.value'", "(6, 6)", "(6, 5)")
+    for n_inputs, n_outputs in ((5, 6), (6, 5)):        # only the last layer does not fit
+        last_differs = make_model()
+        last_differs.blocks[1].attention.value = nn.Linear(n_inputs, n_outputs)
+        refused_by_load(last_differs, path, "'blocks.1.attention.value'", "(6, 6)",
+                        f"({n_outputs}, {n_inputs})")
     with pytest.raises(FileNotFoundError):
         load_lora(make_model(), tmp_path / "nowhere.pt")
 
