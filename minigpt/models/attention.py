@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.models.checks import check_heads, check_sizes
+from minigpt.models.checks import check_heads, check_rows, check_sizes
 from minigpt.models.positions import rotate
 from minigpt.text.padding import check_mask
 
@@ -214,9 +214,7 @@ class AdditiveAttention(nn.Module):
         scores = self.score(s, self.project(h) if projected is None else projected)     # (B, T, S)
         if mask is not None:
             check_mask(mask, h.shape[:2])
-            if not mask.any(dim=1).all():
-                raise ValueError("a row of the mask is False everywhere, so there is nothing to "
-                                 "attend to; leave that row out")
+            check_rows(mask)
             scores = scores.masked_fill(~mask[:, None], float("-inf"))
         weights = scores.softmax(dim=-1)
         return weights @ h, weights                                     # (B, T, d_key), (B, T, S)

@@ -1,8 +1,8 @@
-"""Checks that GPT, BERT and T5 share: sizes, the fields of a configuration, memory and token ids.
+"""Checks that GPT, BERT and T5 share: sizes, memory, rows of a mask, token ids.
 
-Each check raises a ValueError that says what came and what was wanted. A training step does not
-become slower: all checks but the last run once, when a model is made, and the last one only rewords
-an error that PyTorch has found.
+Each check raises a ValueError that says what came and what was wanted. Sizes and memory are checked
+once, when a model is made. The check of token ids only rewords an error that PyTorch has found, so
+a training step does not become slower.
 """
 from dataclasses import fields
 from types import NoneType
@@ -71,6 +71,19 @@ def check_memory(config: Any, n_weights: int) -> None:
         gigabytes = n_weights * torch.get_default_dtype().itemsize / 1e9
         raise ValueError(f"{config} has {n_weights:,} weights; their {gigabytes:,.0f} GB cannot "
                          "be allocated here, so choose smaller sizes") from None
+
+
+def check_rows(mask: Tensor) -> None:
+    """ValueError if a row of `mask` (B, T) is False everywhere: attention would average nothing.
+
+    >>> check_rows(torch.tensor([[True, False], [False, False]]))
+    Traceback (most recent call last):
+    ValueError: row 1 of the mask is False everywhere, so it has no token; leave the row out
+    """
+    has_token = mask.any(dim=1)                                         # (B,)
+    if not has_token.all():
+        raise ValueError(f"row {int(has_token.int().argmin())} of the mask is False everywhere, "
+                         "so it has no token; leave the row out")
 
 
 class TokenEmbedding(nn.Embedding):

@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt.models.attention import KVCache, MultiHeadAttention
-from minigpt.models.checks import TokenEmbedding, check_fields, check_heads, check_memory
+from minigpt.models.checks import (
+    TokenEmbedding,
+    check_fields,
+    check_heads,
+    check_memory,
+    check_rows,
+)
 from minigpt.models.positions import rotary_table
 from minigpt.text.padding import check_mask
 
@@ -264,9 +270,8 @@ class GPT(nn.Module):
         if mask is None:
             return slice(start, end)
         check_mask(mask, (x.size(0), end))
-        if start == 0 and not mask.any(dim=1).all():
-            raise ValueError("a row of the mask is False everywhere, so that row has no token; "
-                             "leave it out")
+        if start == 0:                          # later masks repeat this one, with more columns
+            check_rows(mask)
         return (mask.cumsum(1) - 1).clamp(min=0)[:, start:]             # (B, T)
 
     def add_positions(self, x: Tensor, where: slice | Tensor) -> Tensor:

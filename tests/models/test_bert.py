@@ -230,7 +230,7 @@ def test_initialisation():
 
 
 @pytest.mark.parametrize("wrong, word", [
-    (dict(n_heads=5), "d_model 12 does not divide into 5 heads"), (dict(n_layers=0), "n_layers"), (dict(d_model=12.0), "d_model"),
+    (dict(n_heads=5), "d_model 12 is not a multiple of n_heads 5"), (dict(n_layers=0), "n_layers"), (dict(d_model=12.0), "d_model"),
     (dict(d_embedding=0), "d_embedding"), (dict(vocab_size=None), "vocab_size"),
 ])
 def test_bad_configurations_say_why(wrong, word):
@@ -242,9 +242,9 @@ def test_bad_inputs_say_why():
     model = make()
     with pytest.raises(ValueError, match="10 tokens do not fit the context of 9"):
         model(torch.zeros(1, 10, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"mask must be bool \(2, 7\).*int64"):
+    with pytest.raises(ValueError, match="a mask is bool, .* not torch.int64"):
         model(TOKENS, SEGMENTS, MASK.long())                                            # 1 and 0 would be added to the scores
-    with pytest.raises(ValueError, match=r"mask must be bool \(2, 7\).*\(2, 6\)"):
+    with pytest.raises(ValueError, match=r"the mask is \(2, 6\) where \(2, 7\) is needed"):
         model(TOKENS, SEGMENTS, MASK[:, :6])
     with pytest.raises(ValueError, match=r"segments \(1, 7\).*\(2, 7\)"):
         model(TOKENS, SEGMENTS[:1])

@@ -296,11 +296,11 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="d_head must be a whole number of at least 1, not 0"):
         T5Config(**CONFIG | {"d_head": 0})
     model = random_model()
-    with pytest.raises(ValueError, match=r"source's shape \(2, 5\) and True somewhere in each row; it is torch.bool \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"the mask is \(2, 4\) where \(2, 5\) is needed"):
         model(random_tokens(2, 5), random_tokens(2, 3), torch.ones(2, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="must be bool"):
+    with pytest.raises(ValueError, match="a mask is bool"):
         model(random_tokens(2, 5), random_tokens(2, 3), torch.ones(2, 5))
-    with pytest.raises(ValueError, match="True somewhere in each row"):
+    with pytest.raises(ValueError, match="row 1 of the mask is False everywhere"):
         model(random_tokens(2, 5), random_tokens(2, 3), torch.tensor([[True] * 5, [False] * 5]))
     with pytest.raises(ValueError, match="the cache holds 9 positions"):
         decoder = model.decoder_for(random_tokens(1, 5))
