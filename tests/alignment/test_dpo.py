@@ -194,15 +194,13 @@ def test_a_margin_without_a_limit_is_refused(logprobs, settings):
 
 
 def test_a_policy_that_cannot_give_an_answer_gets_a_gradient_without_nan(world):
-    """The token of one answer has the logit −∞: the gradient stays finite at every parameter."""
-    pairs = pairs_of(world, [0], [4])
-    only_in_the_first = world.mask[0] & (world.tokens[0] != world.tokens[4])
-    row = world.policy.numbers(world.tokens[:1])[0, only_in_the_first.int().argmax() - 1]
+    """The prompt is token 0, and answer 0 is "stop at once": its only token has the logit −∞."""
+    assert world.answers[0] == (0,) and world.answers[4][0] != 0
     with torch.no_grad():
-        world.policy.rows[row, world.tokens[0, 1]] = -INF
-    for chosen, loss in ((pairs, INF), (pairs_of(world, [4], [0]), 0.0)):
-        got = make_dpo_loss(world.reference, 0.5)(world.policy, chosen)
-        assert got.item() == loss and gradient(world.policy, got).isfinite().all()
+        world.policy.rows[0, 0] = -INF
+    for i, j, expected in ((0, 4, INF), (4, 0, 0.0)):
+        loss = make_dpo_loss(world.reference, 0.5)(world.policy, pairs_of(world, [i], [j]))
+        assert loss.item() == expected and gradient(world.policy, loss).isfinite().all()
 
 
 def test_one_margin_without_a_limit_among_others_is_refused():
