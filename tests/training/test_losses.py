@@ -60,13 +60,13 @@ def test_logprobs_of_tokens_and_of_sequences_are_a_nested_loop():
 
 
 def test_padding_changes_no_logprob_and_gets_no_gradient():
-    """A prefix of two tokens, an answer of one, padding of two: whatever stands in the padding, a NaN included."""
+    """A prefix of two tokens, an answer of one, padding of two, with NaN in the padding."""
     mask = torch.tensor([[False, False, True, False, False]])
     junk = LOGITS[:1].detach().clone()
-    junk[:, 2:] = math.nan                                              # logits that predict padding
+    junk[:, 2:] = math.nan                                  # logits that predict padding
     junk.requires_grad_()
     total = sequence_logprobs(junk, torch.tensor([[0, 2, 1, 2, 2]]), mask)
-    assert total.item() == pytest.approx(-surprise(0, 1, 1))            # the answer alone, given both before it
+    assert total.item() == pytest.approx(-surprise(0, 1, 1))            # the answer alone
     (gradient,) = torch.autograd.grad(sequence_logprobs(LOGITS, TOKENS, MASK).sum(), LOGITS)
     assert gradient[:, -1].abs().max() == 0 and gradient[0, 2:].abs().max() == 0
     assert gradient[0, :2].abs().min() > 0
@@ -96,7 +96,7 @@ def test_perplexity():
 
 
 def test_bits_per_byte_does_not_depend_on_the_tokenizer():
-    # One text of 12 bytes with probability 2^-24, seen as 12 tokens of 2 bits or 3 tokens of 8 bits.
+    # A text of 12 bytes has probability 2^-24: 12 tokens of 2 bits, or 3 tokens of 8 bits.
     assert bits_per_byte(2 * math.log(2), 12, 12) == pytest.approx(2)
     assert bits_per_byte(8 * math.log(2), 3, 12) == pytest.approx(2)
 
