@@ -168,7 +168,7 @@ class Grammar:
         for _, form in forms:
             self._words.update(token.strip(" ") for token in tokens(form))
         is_draw = part.kind == "draw"
-        count = len(forms) if is_draw else 1                    # a mention has nothing to choose
+        count = len(forms) if is_draw else 1                    # a mention is no choice
         return Measures(
             {tokens(form)[0] for _, form in forms}, log2(count),
             sum(p * len(form) for p, form in forms), count, n_choices=int(is_draw))
@@ -191,12 +191,12 @@ class Grammar:
             values = self.pools[pool]
             if lacking := [value[""] for value in values if part.detail not in value]:
                 raise ValueError(f"rule <{rule}>: {{{part.name}.{part.detail}}} asks for a feature "
-                                 f"that {lacking[0]!r} of pool {pool} has not")
+                                 f"that {lacking[0]!r} of pool {pool} does not have")
             forms += [(p / len(values), value[part.detail]) for value in values]
         return forms
 
     def _measure_rule(self, name: str, known: dict, path: tuple) -> Measures:
-        """As `_measure`, for a rule: the alternatives weighted by their probabilities."""
+        """Check a rule, and average the measures of its alternatives."""
         if name not in self.rules:
             raise ValueError(f"rule <{path[-1]}> refers to <{name}>, which is not there; add it")
         if name in path:

@@ -165,17 +165,17 @@ class Writer:
         place may follow the noun.
         """
         entry, plural = self.draw(lexicon.NOUNS[kind]), self.maybe(0.5)
-        gender, *numbers = self.forms(entry)
+        gender, *by_number = self.forms(entry)
         noun = Noun(kind, gender == "f", plural)
         the, this, a = lexicon.THE, lexicon.THIS, lexicon.A
         determiner = self.draw((the, the, this) if definite else (the, the, a, this))
         adjectives = self.adjectives(noun)
-        head = piece(entry.english[plural], numbers[plural])
+        head = piece(entry.english[plural], by_number[plural])
 
         english = determiner.english[plural]
         if english == "a" and [*adjectives, head][0].source[0][0] in "aeiouAEIOU":
             english = "an"
-        target = article(self.language, agree(self.forms(determiner), noun), numbers[plural])
+        target = article(self.language, agree(self.forms(determiner), noun), by_number[plural])
         parts = [self.determiner(preposition, english, target), *adjectives, head]
         # In the target the noun follows its determiner, and the adjectives follow it in reverse.
         phrase = join(*parts, order=[0, *range(len(parts) - 1, 0, -1)])

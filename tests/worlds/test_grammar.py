@@ -163,6 +163,14 @@ def test_samples_depend_on_the_generator_alone():
     assert [grammar.sample(generator) for _ in range(40)] == first
 
 
+@pytest.mark.parametrize("name, most_choices", [("dice", 2), ("tale", 9)])
+def test_a_sample_draws_as_many_uniforms_as_the_most_choices_of_a_text(name, most_choices):
+    generator, other = (torch.Generator().manual_seed(0) for _ in range(2))
+    Grammar(*GRAMMARS[name]).sample(generator)
+    torch.rand(most_choices, dtype=torch.float64, generator=other)
+    assert torch.equal(generator.get_state(), other.get_state())
+
+
 def test_vocabulary_is_what_the_texts_hold():
     rules, pools = TALE
     texts = [text for text, _ in every_text(rules, pools)]
@@ -203,7 +211,7 @@ ANN, ANN_TOM = {"P": alike("Ann")}, {"P": alike("Ann Tom")}
     ({"a": "{x} ran"}, ANN, "rule <a>: {x} may be used before it is filled; put {x=POOL} before"),
     ({"a": "<b> {x}", "b": ["A {x=P}", "nobody"]}, ANN, "{x} may be used before it is filled"),
     ({"a": "{x=P} {x.he}"}, {"P": {"Ann": {"he": "she"}, "It": {}}},
-     "{x.he} asks for a feature that 'It' of pool P has not"),
+     "{x.he} asks for a feature that 'It' of pool P does not have"),
     ({"a": "{x=Q}"}, ANN, "{x=Q} asks for a pool that is not there; the pools are ['P']"),
     # Rules.
     ({"a": "run <b>"}, {}, "rule <a> refers to <b>, which is not there"),
@@ -247,7 +255,7 @@ def test_a_slot_may_be_filled_from_one_of_two_pools():
     pools = {"P": alike("Ann Eve", he="she"), "Q": alike("Maximilian", he="he himself")}
     grammar, longer = Grammar(rules, pools), "B Maximilian he himself"
     assert grammar.expected_length() == 3 / 4 * len("A Ann she") + 1 / 4 * len(longer)
-    with pytest.raises(ValueError, match="'Maximilian' of pool Q has not"):
+    with pytest.raises(ValueError, match="'Maximilian' of pool Q does not have"):
         Grammar(rules, pools | {"Q": alike("Maximilian")})
 
 
