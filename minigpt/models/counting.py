@@ -2,9 +2,9 @@
 
     memory of a step ≈ parameters · bytes(weight, gradient, optimizer state) + saved activations
 
-`count_parameters` gives the first factor, and `saved_bytes` the last term: the tensors that autograd
-keeps between the forward and the backward pass. They grow with the batch and with the length of the
-text; the parameters do not.
+`count_parameters` gives the first factor, and `saved_bytes` the last term: the tensors that
+autograd keeps between the forward and the backward pass. They grow with the batch and with the
+length of the text; the parameters do not.
 
 Source: PyTorch's hooks on saved tensors (torch.autograd.graph).
 Not here: memory used within an operation and freed again, and the allocator's own overhead.
