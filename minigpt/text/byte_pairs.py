@@ -1,6 +1,6 @@
 """Byte-pair encoding: merge the two neighbours that occur together most often, and repeat.
 
-    (a, b)* = argmax_{(a, b)} Σ_words times(word) · count((a, b) in word);   then a b → ab everywhere
+    (a, b)* = argmax Σ_words times(word) · count((a, b) in word);    then a b → ab everywhere
 
 The list of merges, in the order in which they were learned, is the tokenizer. A new text is encoded
 by the same merges in the same order. If two pairs are equally frequent, the smaller pair of ids is

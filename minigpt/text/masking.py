@@ -1,111 +1,189 @@
-"""Masking: BERT's 80/10/10 and sentence pairs.
+"""BERT's training data: hidden tokens to guess, and pairs of texts that may follow each other.
 
-Source: Devlin et al. 2019, §3.1 and appendices A.1, A.2.
+    masked language model       the cat sat on the mat   →   the [MASK] sat on the mat
+                                asked at that place: cat
+    next-sentence prediction    [CLS] S₁ [SEP] S₂ [SEP]
+                                asked at [CLS]: does S₂ follow S₁?
+
+The labels come from the text itself, so any text is training data. Of the tokens, 15 % are chosen,
+and the model is asked for them. A chosen token x becomes
+
+    [MASK] with probability 0.8,    a random token with 0.1,    x itself with 0.1
+
+Source: Devlin et al. 2019, §3.1 (both tasks) and appendices A.1 and A.2; course D, "MLM training"
+and "Next sentence prediction (NSP) training". The course says "at least 15 %"; the paper says 15 %.
+The rule that special tokens are never chosen is in Google's released code
+(create_pretraining_data.py), not in the paper. Here tokens are chosen anew each time a text is
+seen, as in RoBERTa ("dynamic masking", Liu et al. 2019, §4.1).
+Deviations from Google's code:
+- 15 % of the ordinary tokens are chosen; the code chooses 15 % of all tokens, and at most 20.
+- A random token is never a special one; the code may draw any entry of the vocabulary.
+- A pair is as long as its document and the context allow; the code shortens one pair in ten.
+- A pair that is too long loses the beginning of S₁ and the end of S₂; the code removes tokens from
+  the front or the back at random.
+- A random S₂ follows a cut, so it never begins with the first sentence of its document; in the code
+  it begins with any sentence.
+
+Shapes: B batch, N pairs, T time, V vocabulary.
 """
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+from minigpt.text.padding import pad
 
 
 def mask_tokens(
-    tokens: Tensor, special: Sequence[int], mask_id: int, vocab_size: int, generator: torch.Generator,
-    rate: float = 0.15, variant: str = "exact", shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    tokens: Tensor, special: Sequence[int], mask_id: int, vocab_size: int, generator: Generator,
+    rate: float = 0.15, variant: str = "exact",
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Chooses 15 % of the ordinary tokens; of these 80 % become [MASK], 10 % a random token, and 10 % stay as they are.
+    """Chooses 15 % of the ordinary tokens and replaces most of them.
 
-    tokens (B, T) -> corrupted (B, T), labels (B, T): the tokens as they were, chosen (B, T) bool: where a label counts.
-    The tokens themselves are not changed, and each call draws afresh from `generator`.
+    tokens (B, T) -> corrupted (B, T), labels (B, T): the original tokens, chosen (B, T) bool: where
+    a label counts. `tokens` is not changed. Each call draws new numbers from `generator`.
 
-    `special` are ids never chosen and never drawn ([CLS], [SEP], [PAD], …; [MASK] is one of them, named or not).
-    `variant`: "exact" chooses round(rate·n), at least 1, of a row's n ordinary tokens (Google's code takes the share of all tokens,
-    [CLS] and [SEP] counted, and no more than 20); "bernoulli" lets each token decide for itself, so the count is binomial, and may be 0.
-    `shares` is how the chosen ones divide into masked, random and kept.
+    `special` has the ids that are never chosen and never drawn ([CLS], [SEP], [PAD], …; [MASK] is
+    always one of them). `shares` divides the chosen tokens into masked, random and kept.
+    `variant` is "exact", which chooses round(rate · n), at least 1, of the n ordinary tokens of
+    each row; or "bernoulli", which chooses each token with probability `rate`, independently, so
+    that the number chosen in a row is binomial and may be 0.
+
+    ValueError for settings outside these ranges, and for ids outside the vocabulary.
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate is the share of tokens to choose, above 0 and up to 1, not {rate}")
-    if variant not in ("exact", "bernoulli"):
-        raise ValueError(f"variant is exact or bernoulli, not {variant!r}")
-    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
-        raise ValueError(f"shares (masked, random, kept) must be 0 or more and add up to 1, not {shares}")
-    if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-        raise ValueError(f"tokens run from 0 to {vocab_size - 1} here, and these from {tokens.min()} to {tokens.max()}")
-    special = sorted({*special, mask_id})
-    if not 0 <= special[0] <= special[-1] < vocab_size:
-        raise ValueError(f"special tokens must be ids from 0 to {vocab_size - 1}, not {special}")
-    is_special = torch.zeros(vocab_size, dtype=torch.bool)
-    is_special[special] = True
-    if is_special.all():
-        raise ValueError("every token is special, so none could be chosen or drawn; name only [CLS], [SEP] and their like")
+    is_special = special_ids(special, mask_id, vocab_size)                          # (V,)
+    check_masking(tokens, is_special, rate, shares)
+    may_choose = ~is_special.to(tokens.device)[tokens]                              # (B, T)
+    chosen = choose(may_choose, rate, variant, generator)                           # (B, T)
 
-    def uniform() -> Tensor:
-        return torch.rand(tokens.shape, generator=generator).to(tokens.device)
-
-    may_choose = ~is_special.to(tokens.device)[tokens]                          # (B, T)
-    if variant == "bernoulli":
-        chosen = may_choose & (uniform() < rate)
-    else:
-        n = may_choose.sum(1, keepdim=True)                                     # (B, 1)
-        count = (rate * n.double()).round().clamp(min=1)                        # (B, 1)
-        lots = uniform().masked_fill(~may_choose, 2.0)                          # who may not be chosen draws last
-        rank = lots.argsort(1).argsort(1)                                       # (B, T): 0 for a row's smallest lot, 1 for the next, …
-        chosen = may_choose & (rank < count)
-
-    ordinary = (~is_special).nonzero()[:, 0]                                    # (V - specials)
-    drawn = ordinary[torch.randint(len(ordinary), tokens.shape, generator=generator)].to(tokens.device)     # (B, T)
-    fate = uniform()
-    corrupted = tokens.masked_fill(chosen & (fate < shares[0]), mask_id)
-    corrupted = torch.where(chosen & (fate >= shares[0]) & (fate < shares[0] + shares[1]), drawn, corrupted)
+    ordinary = (~is_special).nonzero()[:, 0]                                        # (V − special,)
+    index = torch.randint(len(ordinary), tokens.shape, generator=generator)         # (B, T)
+    random = ordinary[index].to(tokens.device)                                      # (B, T)
+    u = torch.rand(tokens.shape, generator=generator).to(tokens.device)             # (B, T)
+    becomes_mask = chosen & (u < shares[0])
+    becomes_random = chosen & (u >= shares[0]) & (u < shares[0] + shares[1])
+    corrupted = tokens.masked_fill(becomes_mask, mask_id).where(~becomes_random, random)
     return corrupted, tokens.clone(), chosen
 
 
-# BERT: sentence pairs
+def choose(may_choose: Tensor, rate: float, variant: str, generator: Generator) -> Tensor:
+    """Which tokens to ask for, among those where `may_choose` is True: (B, T) -> (B, T), bool."""
+    u = torch.rand(may_choose.shape, generator=generator).to(may_choose.device)     # (B, T)
+    if variant == "bernoulli":
+        return may_choose & (u < rate)
+    if variant != "exact":
+        raise ValueError(f"variant is exact or bernoulli, not {variant!r}")
+    n = may_choose.sum(1, keepdim=True)                                             # (B, 1)
+    count = (rate * n.double()).round().clamp(min=1)                                # (B, 1)
+    u = u.masked_fill(~may_choose, 2.0)             # ranked last, because all others are below 1
+    rank = u.argsort(1).argsort(1)                  # (B, T): 0 for the smallest u of a row
+    return may_choose & (rank < count)
+
+
+def special_ids(special: Sequence[int], mask_id: int, vocab_size: int) -> Tensor:
+    """(V,) bool: True for the ids that are never chosen and never drawn."""
+    ids = sorted({*special, mask_id})
+    if not 0 <= ids[0] <= ids[-1] < vocab_size:
+        raise ValueError(f"special tokens must be ids from 0 to {vocab_size - 1}, not {ids}")
+    is_special = torch.zeros(vocab_size, dtype=torch.bool)
+    is_special[ids] = True
+    return is_special
+
+
+def check_masking(
+    tokens: Tensor, is_special: Tensor, rate: float, shares: tuple[float, float, float]
+) -> None:
+    """ValueError for tokens or settings that `mask_tokens` cannot use."""
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate is the share of tokens to choose, above 0 and up to 1, not {rate}")
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError("shares (masked, random, kept) must be 0 or more and add up to 1, "
+                         f"not {shares}")
+    if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < len(is_special):
+        raise ValueError(f"tokens must be ids from 0 to {len(is_special) - 1}, "
+                         f"and these are from {tokens.min()} to {tokens.max()}")
+    if is_special.all():
+        raise ValueError("every token is special, so none can be chosen or drawn; "
+                         "name only [CLS], [SEP] and the like")
 
 
 def sentence_pairs(
-    documents: Sequence[Sequence[Sequence[int]]], n: int, cls_id: int, sep_id: int, pad_id: int, context_length: int,
-    generator: torch.Generator,
+    documents: Sequence[Sequence[Sequence[int]]], n: int, cls_id: int, sep_id: int, pad_id: int,
+    context_length: int, generator: Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """n fresh pairs for next-sentence prediction, out of documents -> sentences -> ids.
+    """n new pairs for next-sentence prediction, from documents -> sentences -> ids.
 
-    A document is cut between two of its sentences: S₁ is all before the cut. S₂ is all after it, or, for half of the pairs,
-    what follows a cut through *another* document. A "sentence" is thus a stretch of text, as in the paper.
+    A document is cut between two of its sentences, and S₁ is everything before the cut. S₂ is
+    everything after it; for half of the pairs it is what follows a cut of *another* document. So a
+    "sentence" of a pair is a stretch of text, as in the paper.
 
-        tokens      [CLS] S₁ [SEP] S₂ [SEP] [PAD] …         (N, T), T the longest pair's length
+        tokens      [CLS] S₁ [SEP] S₂ [SEP] [PAD] …         (N, T), T the length of the longest
         segments      0   0    0   1    1     0             (N, T)
         mask          ✓   ✓    ✓   ✓    ✓                   (N, T) bool: False at padding
-        labels      0 where S₂ follows S₁, 1 where not      (N)
+        labels      0 if S₂ follows S₁, 1 if not            (N,)
 
-    Where a pair is too long, the longer of the two gives way: S₁ at its beginning, S₂ at its end, so the joint stays.
+    A pair that does not fit `context_length` is shortened. ValueError for fewer than 2 documents, a
+    document of fewer than 2 sentences, an empty sentence, n < 1, and a context_length under 5.
     """
-    if len(documents) < 2 or any(len(document) < 2 for document in documents):
-        shortest = min((len(document) for document in documents), default=0)
-        raise ValueError(f"pairs need at least 2 documents of at least 2 sentences; got {len(documents)}, the shortest with {shortest}")
-    if n < 1 or any(not sentence for document in documents for sentence in document):
-        raise ValueError(f"pairs need sentences of at least one token, and a number of them from 1 on, not {n}")
-    if context_length < 5:
-        raise ValueError(f"[CLS] S₁ [SEP] S₂ [SEP] takes 5 tokens at least, and context_length is {context_length}")
+    check_documents(documents, n, context_length)
     rows, first_lengths, labels = [], [], []
-    for which, cut, coin, elsewhere, cut_elsewhere in torch.rand(n, 5, dtype=torch.float64, generator=generator).tolist():
+    # Five uniforms per pair: which document, where to cut it, which label, and the same of S₂.
+    uniforms = torch.rand(n, 5, dtype=torch.float64, generator=generator).tolist()
+    for which, cut, label, which_other, cut_other in uniforms:
         home = int(which * len(documents))
-        source, before = documents[home], 1 + int(cut * (len(documents[home]) - 1))             # sentences before the cut: 1 … all but one
-        first = [token for sentence in source[:before] for token in sentence]
-        labels.append(int(coin < 0.5))
+        first, second = cut_in_two(documents[home], cut)
+        labels.append(int(label < 0.5))
         if labels[-1]:
-            source = documents[(home + 1 + int(elsewhere * (len(documents) - 1))) % len(documents)]         # any but this one
-            before = 1 + int(cut_elsewhere * (len(source) - 1))
-        second = [token for sentence in source[before:] for token in sentence]
-        excess = len(first) + len(second) + 3 - context_length
-        if excess > 0:
-            # The longer loses until both are equal, then each in turn: what is left of S₁ is as much as S₂ leaves, or half.
-            keep = max(context_length - 3 - len(second), min(len(first), (context_length - 3) // 2))
-            first, second = first[len(first) - keep:], second[:context_length - 3 - keep]
+            step = 1 + int(which_other * (len(documents) - 1))          # any document but this one
+            _, second = cut_in_two(documents[(home + step) % len(documents)], cut_other)
+        first, second = shorten(first, second, context_length - 3)
         rows.append([cls_id, *first, sep_id, *second, sep_id])
         first_lengths.append(len(first) + 2)
-    lengths = torch.tensor([len(row) for row in rows])                                          # (N)
-    place = torch.arange(int(lengths.max()))                                                    # (T)
-    mask = place < lengths[:, None]                                                             # (N, T)
-    tokens = torch.full(mask.shape, pad_id)
-    tokens[mask] = torch.tensor([token for row in rows for token in row])
-    segments = ((place >= torch.tensor(first_lengths)[:, None]) & mask).long()                  # (N, T)
-    return tokens, segments, mask, torch.tensor(labels)
+    tokens, mask = pad(rows, side="right", value=pad_id)                            # (N, T) each
+    columns = torch.arange(tokens.size(1))                                          # (T,)
+    segments = (columns >= torch.tensor(first_lengths)[:, None]) & mask             # (N, T)
+    return tokens, segments.long(), mask, torch.tensor(labels)
+
+
+def cut_in_two(document: Sequence[Sequence[int]], u: float) -> tuple[list[int], list[int]]:
+    """The tokens before and after one of the places between two sentences; u in [0, 1) chooses it.
+
+    >>> cut_in_two([[1], [2, 3], [4]], 0.0), cut_in_two([[1], [2, 3], [4]], 0.9)
+    (([1], [2, 3, 4]), ([1, 2, 3], [4]))
+    """
+    n = 1 + int(u * (len(document) - 1))                                # sentences before the cut
+    before, after = document[:n], document[n:]
+    return [i for sentence in before for i in sentence], [i for sentence in after for i in sentence]
+
+
+def shorten(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Removes the beginning of S₁ and the end of S₂ until both together have `room` tokens.
+
+    The longer one is shortened until both are equally long, then both in turn. The tokens around
+    the cut stay.
+
+    >>> shorten([1, 2, 3, 4, 5], [6, 7], room=5)
+    ([3, 4, 5], [6, 7])
+    """
+    if len(first) + len(second) <= room:
+        return first, second
+    keep = max(room - len(second), min(len(first), room // 2))          # of S₁
+    return first[len(first) - keep:], second[:room - keep]
+
+
+def check_documents(
+    documents: Sequence[Sequence[Sequence[int]]], n: int, context_length: int
+) -> None:
+    """ValueError for documents or settings that `sentence_pairs` cannot use."""
+    if len(documents) < 2 or any(len(document) < 2 for document in documents):
+        shortest = min((len(document) for document in documents), default=0)
+        raise ValueError("pairs need at least 2 documents of at least 2 sentences; "
+                         f"got {len(documents)}, the shortest with {shortest}")
+    if any(not sentence for document in documents for sentence in document):
+        raise ValueError("every sentence needs at least one token; leave out the empty ones")
+    if n < 1:
+        raise ValueError(f"the number of pairs must be 1 or more, not {n}")
+    if context_length < 5:
+        raise ValueError("[CLS] S₁ [SEP] S₂ [SEP] takes at least 5 tokens, "
+                         f"and context_length is {context_length}")
