@@ -106,7 +106,7 @@ def push(parts: list[Part], space: str, stack):
 
 
 class Grammar:
-    """Rules and pools that were checked and measured, ready to write texts and to read them.
+    """Rules and pools, checked and measured, that write texts and read them.
 
     >>> pools = {"NAME": alike("Ann Eve", he="she") | alike("Tom", he="he")}
     >>> grammar = Grammar({"text": "{who=NAME} ran until {who.he} [fell|slept]."}, pools)
@@ -119,7 +119,9 @@ class Grammar:
     """
 
     def __init__(self, rules: dict, pools: dict[str, dict[str, dict[str, str]]] | None = None):
-        """ValueError, with what to change, for a grammar that breaks a condition of this file."""
+        """ValueError if the grammar is ambiguous or recursive, if it uses a slot before the slot is
+        filled, or if it names a rule, pool or feature that is not there.
+        """
         if not rules:
             raise ValueError("a grammar needs at least one rule; a text starts at the first")
         self.pools = {name: checked_pool(name, pool) for name, pool in (pools or {}).items()}

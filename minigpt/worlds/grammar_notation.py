@@ -84,5 +84,5 @@ def parse(rule: str, text: str) -> list[Part]:
 
 @cache
 def literal(text: str) -> list[Part]:
-    """A text without <>, [] and {} as parts."""
+    """The parts of a text in which every character stands for itself."""
     return [Part("token", " " * (token[0] == " "), token.strip(" ")) for token in tokens(text)]

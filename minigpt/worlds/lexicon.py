@@ -4,8 +4,8 @@ Each line of a table is one word. It has a cell for each language, and a cell li
 in the order that the comment above the table gives.
 
 Source: this project's own tables.
-Not here: inflection by rule. The tables hold every form, so that a reader can check them; a test
-compares them with the rules of Spanish and Italian grammar.
+Not here: inflection by rule, except of Italian participles. The tables hold every other form, so
+that a reader can check them; a test compares them with the rules of Spanish and Italian grammar.
 """
 from typing import NamedTuple
 

@@ -8,8 +8,8 @@ that words of praise and words of blame are exchanged. An opinion is stated ("su
 opposite opinion is denied ("never dull"), with the same probability. So each word has the same
 expected count in both stances (a test lists all sentences), and the covariance of its count with
 the stance is 0. Fitted to many reviews, naive Bayes, least squares and logistic regression on word
-counts therefore predict ½. (A linear rule chosen by hand is right in 70 %, as a test shows.) A
-model must learn which words stand together.
+counts therefore predict ½. (A linear rule chosen by hand is right for 70 % of
+the reviews, as a test shows.) A model must learn which words stand together.
 
 Each sentence with an opinion can be written by one stance only, and each review has some. So
 `label` reads the stance from the text without error, and the entropy in bits per review is exact:
@@ -26,7 +26,7 @@ from minigpt.worlds.grammar import Grammar
 
 AGAINST, FOR = 0, 1
 STANCES = "against", "for"
-QUALITIES = "awful boring dull feeble", "charming lovely splendid superb"     # true for each stance
+QUALITIES = "awful boring dull feeble", "charming lovely splendid superb"     # what each finds true
 REACTIONS = "[groaned|yawned]", "[laughed|smiled]"
 ADVICE = ["miss it", "do not see it"], ["see it", "do not miss it"]
 SENTENCES = "<opening>", "<look>", "<second look>", "<feeling>", "<verdict>"

@@ -53,7 +53,7 @@ PLACES = {
     "near": "bakery chapel monument tower",
     "on": "beach ferry island",
 }
-# Weather, and how it leaves the child's feet, hands or cuffs.
+# Weather, and what the child's feet, hands or cuffs are after it.
 WEATHER = """
     breezy cool, chilly icy, cold numb, damp clammy, drizzly damp, dusty dusty, foggy moist,
     frosty frozen, hot sweaty, misty dewy, muddy brown, rainy soaked, sandy gritty, slushy soggy,

@@ -75,7 +75,7 @@ def join(*parts: Pair, order: list[int] | None = None) -> Pair:
 
 
 def agree(forms: list[str], noun: Noun) -> str:
-    """The one of four forms that has the noun's gender and number, in the order of the tables.
+    """From four forms, in the order of the tables, the one with the noun's gender and number.
 
     >>> agree(["rojo", "roja", "rojos", "rojas"], Noun("thing", feminine=True, plural=False))
     'roja'
