@@ -19,6 +19,7 @@ import math
 import os
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +82,18 @@ class Lesson:
         """The size of an experiment: `full`, or `quick` with --quick."""
         return quick if self.quick else full
 
-    def check(self, name: str, got, expected, atol: float, source: str) -> None:
+    def check(
+        self, name: str, got, expected, atol: float, source: str, items: tuple[str, ...] = (),
+    ) -> None:
         """An equation: `got` and `expected` agree within `atol` everywhere.
 
-        The two are computed in independent ways. A failure ends the lesson.
+        The two are computed in independent ways. A failure ends the lesson. `items`: the items of
+        the courses that the check settles, by their ids in courses.toml.
         """
+        check_items(items)
         error = difference(got, expected)
         held = error <= atol
-        self._record("check", name, held, source=source, error=error, tolerance=atol)
+        self._record("check", name, held, items, source=source, error=error, tolerance=atol)
         if held:
             print(f"  ✓ {name:<68} error {error:.1e} ≤ {atol:.1e}", flush=True)
             return
@@ -98,17 +103,21 @@ class Lesson:
               f"tolerance {atol:.0e}.", file=sys.stderr)
         raise SystemExit(1)
 
-    def claim(self, name: str, holds, detail: str, full_run: bool = False) -> None:
+    def claim(
+        self, name: str, holds, detail: str, full_run: bool = False, items: tuple[str, ...] = (),
+    ) -> None:
         """A finding with its numbers.
 
-        `full_run`: it needs the full training, so --quick leaves it out and says so.
+        `full_run`: it needs the full training, so --quick leaves it out and says so. `items`: as in
+        `check`.
         """
+        check_items(items)
         if full_run and self.quick:
             print(f"  – {name}: needs the full run, skipped by --quick (here: {detail})",
                   flush=True)
-            self._record("claim", name, None, detail=detail)
+            self._record("claim", name, None, items, detail=detail)
             return
-        self._record("claim", name, bool(holds), detail=detail)
+        self._record("claim", name, bool(holds), items, detail=detail)
         print(f"  {'★' if holds else '✗'} {name}\n      {detail}", flush=True)
 
     def figure(self, fig, name: str) -> None:
@@ -133,9 +142,12 @@ class Lesson:
             print(f"{self.name}: did not hold: {'; '.join(failed)}", file=sys.stderr)
             raise SystemExit(1)
 
-    def _record(self, kind: str, name: str, held: bool | None, **more) -> None:
+    def _record(
+        self, kind: str, name: str, held: bool | None, items: tuple[str, ...], **more,
+    ) -> None:
         details = {key: finite(value) for key, value in more.items()}
-        self.rows.append({"kind": kind, "name": name, "held": held, **details})
+        self.rows.append({"kind": kind, "name": name, "held": held, "items": list(items),
+                          **details})
         self._write("running")
 
     def _write(self, state: str) -> None:
@@ -144,6 +156,21 @@ class Lesson:
             "device": self.device, "seconds": round(time.monotonic() - self.start, 1),
             "rows": self.rows,
         })
+
+
+def read_items() -> dict[str, dict]:
+    """What the four courses teach, by id and in their own order: title, kind, lessons."""
+    return tomllib.loads(Path(__file__).with_name("courses.toml").read_text(encoding="utf-8"))
+
+
+def check_items(items: tuple[str, ...]) -> None:
+    """ValueError if `items` is not a tuple of ids in courses.toml."""
+    if isinstance(items, str):
+        raise ValueError(f"items is a tuple of ids, such as (\"D42\",), not the text {items!r}")
+    unknown = sorted(set(items) - read_items().keys()) if items else []
+    if unknown:
+        raise ValueError(f"courses.toml has no item {unknown[0]!r}; `python -m lessons courses` "
+                         "lists those that there are")
 
 
 def finite(value):
@@ -187,6 +214,7 @@ def read_ledger(path: Path) -> dict | None:
         ledger = json.loads(path.read_text(encoding="utf-8"))
         for row in ledger["rows"]:
             assert isinstance(row["name"], str) and row["held"] in (True, False, None)
+            assert all(isinstance(item, str) for item in row.get("items", []))
             if row["kind"] == "check":
                 float(row["error"]), float(row["tolerance"]), str(row["source"])
             else:
