@@ -39,7 +39,7 @@ def randn(*shape):
 # %% [markdown]
 # ## 1. A translation with a known answer
 # Real translations are many for each sentence, and nobody knows which word came from which. So this lesson's sentences are
-# written by a grammar (`minigpt/text/translation.py`) that writes both languages at once. The English sentence decides its
+# written by a grammar (`minigpt/worlds/translation.py`) that writes both languages at once. The English sentence decides its
 # translation, so one is right and all others are wrong; and the grammar notes the alignment while it writes.
 #
 # English does not say the gender of a nurse, nor the number of a colour. Spanish and Italian do, in the article, the

@@ -32,7 +32,7 @@ lesson = Lesson("11_sentiment_neuron", threads=1)
 
 # %% [markdown]
 # ## 1. Reviews whose mood no word gives away
-# A reviewer is for a film or against it, and writes five sentences from a grammar (`minigpt/text/reviews.py`). Who is for it may
+# A reviewer is for a film or against it, and writes five sentences from a grammar (`minigpt/worlds/reviews.py`). Who is for it may
 # praise ("was superb"), deny the opposite ("was never dull"), or do both ("dull at first, but superb by the end"). Praise and
 # denial are equally likely, so *superb* is as frequent in one stance as in the other, and so is *never*, and every other word.
 #
