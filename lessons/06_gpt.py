@@ -226,7 +226,7 @@ print("      found the likeliest of 81, of 40 trees: " + ", ".join(f"beam {n}: {
 
 # %% [markdown]
 # ## 5. Pre-training, down to the floor
-# The text is stories from a grammar (`minigpt/text/corpora.py`). A story names a child, an animal, a thing and a place, and
+# The text is stories from a grammar (`minigpt/worlds/stories.py`). A story names a child, an animal, a thing and a place, and
 # brings them back; whoever remembers pays nothing for the second mention. Because the grammar is unambiguous, each story's
 # probability is known, and with it the exact entropy: the loss of a perfect reader, below which no model can stay.
 

@@ -167,7 +167,7 @@ with torch.no_grad():
 # %% [markdown]
 # ## 4. A hidden rule, seen through comparisons
 # Now a language model. A customer says *please* or *now*, and a waiter replies in at most five words out of six. How good a reply is
-# follows a rule (`minigpt/alignment/replies.py`) that the model never sees. It sees pairs of replies, drawn from a GPT that has learned
+# follows a rule (`minigpt/worlds/replies.py`) that the model never sees. It sees pairs of replies, drawn from a GPT that has learned
 # what waiters usually say, and a label which one a person liked better, by Bradley and Terry's rule: surely where R differs by much,
 # and nearly by chance where it differs by little. So many comparisons, and how well can one know the rule?
 #
