@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt.models.checks import TokenEmbedding, check_fields, check_memory
+from minigpt.models.checks import (
+    TokenEmbedding,
+    check_fields,
+    check_heads,
+    check_memory,
+    check_rows,
+    check_sizes,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,25 @@ class Config:
     share: float | None = None
     flag: bool = True
     kind: Literal["first", "second"] = "first"
+
+
+def test_sizes_are_whole_numbers_of_at_least_one():
+    check_sizes(width=1, height=10**30)
+    check_sizes()
+    for illegal in (0, -1, 1.0, True, None, "1"):
+        with pytest.raises(ValueError) as error:
+            check_sizes(width=1, height=illegal)
+        assert str(error.value) == f"height must be a whole number of at least 1, not {illegal!r}"
+
+
+def test_heads_divide_the_model():
+    assert check_heads(12, 1) == 12 and check_heads(12, 4) == 3 and check_heads(12, 12) == 1
+    for n_heads, nearest in ((5, 15), (24, 24)):
+        message = f"d_model 12 is not a multiple of n_heads {n_heads}; try d_model {nearest}"
+        with pytest.raises(ValueError, match=message):
+            check_heads(12, n_heads)
+    with pytest.raises(ValueError, match="n_heads must be a whole number of at least 1, not 0"):
+        check_heads(12, 0)
 
 
 @pytest.mark.parametrize("legal", [
@@ -56,6 +82,16 @@ def test_what_cannot_be_allocated_is_refused_in_one_line():
 def test_the_meta_device_has_room():
     with torch.device("meta"):
         check_memory(Config(), 10**15)
+
+
+def test_each_row_of_a_mask_needs_a_token():
+    mask = torch.zeros(3, 4, dtype=torch.bool)
+    mask[0, 0] = mask[1, 3] = mask[2, 1] = True
+    check_rows(mask)
+    mask[1, 3] = False
+    with pytest.raises(ValueError, match="row 1 of the mask is False everywhere"):
+        check_rows(mask)
+    check_rows(mask[:0])                        # no row, so none that is wrong
 
 
 def test_a_token_embedding_is_torchs_with_a_clear_error():
