@@ -22,7 +22,7 @@ def test_a_tied_matrix_counts_once():
 
 
 def test_a_frozen_parameter_counts_and_a_buffer_does_not():
-    model = nn.BatchNorm1d(6)                   # 6 gains, 6 biases; running mean and variance are buffers
+    model = nn.BatchNorm1d(6)               # 6 gains, 6 biases, and running averages as buffers
     model.bias.requires_grad_(False)
     assert count_parameters(model) == 12
 
@@ -30,7 +30,7 @@ def test_a_frozen_parameter_counts_and_a_buffer_does_not():
 def test_a_kept_tensor_counts_once():
     x = ones(10, 3)
     assert saved_bytes(lambda: x.exp()) == 240                          # exp keeps its result
-    assert saved_bytes(lambda: x * x) == 240                            # one storage, kept per factor
+    assert saved_bytes(lambda: x * x) == 240                            # both factors, stored once
     assert saved_bytes(lambda: x.exp().exp()) == 480
     assert saved_bytes(lambda: x + 1) == 0                              # a sum needs neither term
 
