@@ -1,6 +1,7 @@
-"""Texts to train on: the prose that comes with this project.
+"""The prose that comes with this project, as one text to train on.
 
-Not here: invented stories (`worlds/stories.py`), tokens (`tokenizers.py`), and tinyshakespeare, which `python data/get.py` fetches.
+Not here: invented stories (`worlds/stories.py`), and tinyshakespeare, which `python data/get.py`
+fetches.
 """
 from pathlib import Path
 
@@ -11,13 +12,13 @@ PROSE = ("tales.txt", "letters.txt", "howto.txt", "dialogue.txt")
 
 
 def prose() -> str:
-    """The project's own tales, letters, instructions and dialogues, shuffled together like cards, two empty lines between pieces.
+    """Tales, letters, instructions and dialogues, mixed; two empty lines between two pieces.
 
-    Each file's pieces keep their order and are spread evenly over the whole, so that the last tenth, which training holds out,
-    has some of every kind.
+    The pieces of each file keep their order and are spread evenly over the whole. So the last
+    tenth, which training holds out, has pieces of every kind.
     """
-    pieces = []
+    placed = []                                             # (place in the whole, piece)
     for name in PROSE:
-        ours = read_text(DATA / name).strip("\n").split("\n\n\n")
-        pieces += [((i + 0.5) / len(ours), piece) for i, piece in enumerate(ours)]
-    return "\n\n\n".join(piece for _, piece in sorted(pieces)) + "\n"
+        pieces = read_text(DATA / name).strip("\n").split("\n\n\n")
+        placed += [((i + 0.5) / len(pieces), piece) for i, piece in enumerate(pieces)]
+    return "\n\n\n".join(piece for _, piece in sorted(placed)) + "\n"

@@ -1,12 +1,13 @@
-"""Padding: rows of several lengths become one batch, with a mask that tells tokens from padding.
+"""Padding: rows of different lengths become one batch, with a mask that is False at the padding.
 
-    right   [5]     ->  5 0      mask  1 0        what a model is trained on
+    right   [5]     →   5 0      mask  1 0        for training
             [6 7]       6 7            1 1
-    left    [5]     ->  0 5      mask  0 1        prompts: every answer begins in the same column
+    left    [5]     →   0 5      mask  0 1        for prompts: all answers begin in the same column
             [6 7]       6 7            1 1
 
-A mask is always bool: True where a token counts, or where a query may look. A mask of zeros and ones
-in another dtype is refused, because PyTorch would read it as indices and give a wrong result silently.
+A mask is always bool: True where a token counts, or where a query may look. A mask of zeros and
+ones in another dtype is refused, because PyTorch would use it as indices and silently give a wrong
+result.
 
 Shapes: B rows, T tokens of the longest row.
 """
@@ -17,13 +18,14 @@ from torch import Tensor
 
 
 def pad(rows: Sequence[Sequence[int]], side: str, value: int) -> tuple[Tensor, Tensor]:
-    """Token ids and their mask, both (B, T), from B rows; `value` fills the places left over.
+    """Token ids and their mask, both (B, T), from B rows; the padding has the id `value`.
+
+    `side` is where the padding goes: left or right. ValueError for another side, for no row, and
+    for a row without tokens.
 
     >>> tokens, mask = pad([[5], [6, 7]], side="left", value=0)
     >>> tokens.tolist(), mask.int().tolist()
     ([[0, 5], [6, 7]], [[0, 1], [1, 1]])
-
-    ValueError for no row, for a row without tokens, and for a side that is not left or right.
     """
     if side not in ("left", "right"):
         raise ValueError(f"side is left or right, not {side!r}")

@@ -1,49 +1,64 @@
-"""Representations: a word as a vector of zeros with a single one, a text as the sum of such vectors.
+"""One-hot vectors and bags of words: a word and a text as vectors with one entry per word.
 
-    one_hot(w)ᵢ = 1 if i = w, else 0            bag(w₁ … w_T) = Σₜ one_hot(wₜ),    occurrence = min(1, bag)
+    one_hot(w)ᵢ = 1 if i = w, else 0
+    bag(w₁ … w_T) = Σₜ one_hot(wₜ)          how often each word occurs
+    occurrence = min(1, bag)                whether it occurs
 
-Source: course C, on representations; the bag of words: Harris 1954, "Distributional structure".
-Not here: tf-idf weights, and dense vectors, which are rows of a matrix E that is learnt: one_hot(w)·E = E[w].
+Source: course C, "Representation of text"; the bag of words: Harris 1954, "Distributional
+structure".
+Not here: tf-idf weights; and dense vectors, which are rows of a learned matrix E, so that
+one_hot(w)·E = E[w].
 
 Shapes: B batch, T time, V vocabulary.
 """
 import torch
 from torch import Tensor
 
+from minigpt.text.padding import check_mask
+
 
 def one_hot(tokens: Tensor, vocab_size: int) -> Tensor:
-    """(...) -> (..., V) float: 1 at the token's id, 0 elsewhere. ValueError for an id outside the vocabulary.
+    """(...) -> (..., V) float: 1 at the token's id, 0 elsewhere.
+
+    ValueError for an id outside the vocabulary.
 
     >>> one_hot(torch.tensor([2, 0]), vocab_size=3).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
-    refuse_unknown_ids(tokens, vocab_size)
-    return (tokens.unsqueeze(-1) == torch.arange(vocab_size, device=tokens.device)).float()     # (..., 1) == (V,) -> (..., V)
+    check_ids(tokens, vocab_size)
+    ids = torch.arange(vocab_size, device=tokens.device)                # (V,)
+    return (tokens.unsqueeze(-1) == ids).float()                        # (..., 1), (V,) -> (..., V)
 
 
-def bag_of_words(tokens: Tensor, vocab_size: int, binary: bool = False, mask: Tensor | None = None) -> Tensor:
-    """(B, T) -> (B, V) float: how often each id occurs in each text; with `binary` whether it does. The order is forgotten.
+def bag_of_words(
+    tokens: Tensor, vocab_size: int, binary: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """(B, T) -> (B, V) float: how often each id occurs in a text; with `binary`, whether it occurs.
 
-    `mask` (B, T) is True where a token counts. ValueError for an id outside the vocabulary, at masked positions too.
+    The order of the words is lost. `mask` (B, T) is True where a token counts. ValueError for an id
+    outside the vocabulary, also where `mask` is False.
 
     >>> bag_of_words(torch.tensor([[2, 0, 2, 2]]), vocab_size=4).tolist()
     [[1.0, 0.0, 3.0, 0.0]]
     """
-    refuse_unknown_ids(tokens, vocab_size)
+    check_ids(tokens, vocab_size)
     if tokens.dim() != 2:
-        raise ValueError(f"tokens are {tuple(tokens.shape)} where (B, T) is wanted; give a single text as tokens[None]")
-    if mask is not None and mask.shape != tokens.shape:
-        raise ValueError(f"the mask is {tuple(mask.shape)} and the tokens are {tuple(tokens.shape)}; give one mask entry a token")
-    ones = torch.ones(tokens.shape, device=tokens.device) if mask is None else mask.float()
-    counts = torch.zeros(tokens.size(0), vocab_size, device=tokens.device)                      # (B, V)
-    counts.scatter_add_(1, tokens.long(), ones)             # Σ of one-hots, without writing B·T·V numbers
+        raise ValueError(f"tokens have the shape (B, T), not {tuple(tokens.shape)}; "
+                         "give a single text as tokens[None]")
+    if mask is None:
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+    check_mask(mask, tokens.shape)
+    counts = torch.zeros(tokens.size(0), vocab_size, device=tokens.device)      # (B, V)
+    counts.scatter_add_(1, tokens.long(), mask.float())     # the sum, without the one-hot vectors
     return counts.clamp(max=1) if binary else counts
 
 
-def refuse_unknown_ids(tokens: Tensor, vocab_size: int) -> None:
+def check_ids(tokens: Tensor, vocab_size: int) -> None:
+    """ValueError unless the tokens are integers from 0 to vocab_size − 1."""
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise ValueError(f"tokens are ids, whole numbers, but these are {tokens.dtype}; give an integer tensor")
-    unknown = tokens[(tokens < 0) | (tokens >= vocab_size)]                                     # (...) -> (how many,)
+        raise ValueError(f"tokens are ids, which are integers, not {tokens.dtype}; "
+                         "give an integer tensor")
+    unknown = tokens[(tokens < 0) | (tokens >= vocab_size)]
     if unknown.numel():
-        raise ValueError(f"id {unknown[0].item()} is outside a vocabulary of {vocab_size} (0 to {vocab_size - 1}); "
-                         "was the text encoded with another tokenizer?")
+        raise ValueError(f"id {unknown[0].item()} is outside a vocabulary of {vocab_size} "
+                         f"(0 to {vocab_size - 1}); was the text encoded with another tokenizer?")

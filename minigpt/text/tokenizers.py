@@ -53,8 +53,9 @@ def refuse_untrainable(text: str) -> None:
 
 def check_names(names: Sequence[str], what: str) -> None:
     """ValueError unless these are different, non-empty strings of whole characters."""
-    if (isinstance(names, str) or not isinstance(names, Sequence) or len(set(names)) != len(names)
-            or not all(isinstance(name, str) and name for name in names)):
+    if (isinstance(names, str) or not isinstance(names, Sequence)
+            or not all(isinstance(name, str) and name for name in names)
+            or len(set(names)) != len(names)):
         raise ValueError(f"{what} has to be a list of different, non-empty strings, "
                          f"not {reprlib.repr(names)}")
     for name in names:
@@ -257,8 +258,8 @@ class WordTokenizer(Tokenizer):
     def encode(self, text: str | Sequence[str], allow_special: bool = False) -> list[int]:
         """The ids of a text, given as a str or as the list of its words.
 
-        With `allow_special` the name of a special token becomes its id. ValueError for a word that
-        the vocabulary does not have.
+        With `allow_special` the name of a special token becomes its id, unless it begins inside a
+        word. ValueError for a word that the vocabulary does not have.
         """
         words = self._split(text, allow_special) if isinstance(text, str) else text
         known = self._ids | self.special_tokens if allow_special else self._ids
@@ -308,11 +309,13 @@ class BPETokenizer(Tokenizer):
         byte_order: Sequence[int] = tuple(range(256)),
     ):
         """`byte_order[i]` is the byte of id i: 0, 1, 2, … except in GPT-2's own vocabulary."""
-        if (not all(type(byte) is int for byte in byte_order)
+        if (not isinstance(byte_order, Sequence) or not all(type(i) is int for i in byte_order)
                 or sorted(byte_order) != list(range(256))):
             raise ValueError("byte_order has to hold each of the bytes 0 to 255 once")
         self.byte_order = list(byte_order)
         self.vocabulary = [bytes([byte]) for byte in byte_order]                # id -> bytes
+        if not isinstance(merges, Sequence):
+            raise ValueError(f"merges are a list of pairs, not {reprlib.repr(merges)}")
         self.merges = []
         for pair in map(tuple, merges):
             if len(pair) != 2 or not all(type(i) is int and 0 <= i < len(self.vocabulary)

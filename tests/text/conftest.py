@@ -1,11 +1,12 @@
-"""An independent splitter: GPT-2's rule as a loop over characters, with categories and white space looked up one by one."""
+"""An independent splitter (GPT-2's rule as a loop over characters), and random Unicode text."""
 import unicodedata
 
 import pytest
 
 # PropList.txt, White_Space: 25 code points.
-WHITE_SPACE = {0x9, 0xA, 0xB, 0xC, 0xD, 0x20, 0x85, 0xA0, 0x1680, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004, 0x2005, 0x2006, 0x2007,
-               0x2008, 0x2009, 0x200A, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
+WHITE_SPACE = {0x9, 0xA, 0xB, 0xC, 0xD, 0x20, 0x85, 0xA0, 0x1680, 0x2000, 0x2001, 0x2002, 0x2003,
+               0x2004, 0x2005, 0x2006, 0x2007, 0x2008, 0x2009, 0x200A, 0x2028, 0x2029, 0x202F,
+               0x205F, 0x3000}
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 
 
@@ -33,8 +34,8 @@ def words_of(text: str) -> list[str]:
             end = end_of_run(after_space)
         else:
             end = end_of_run(start)
-            if end < len(text) and end - start > 1:             # the last one goes to the word that follows, or stands alone
-                end -= 1
+            if end < len(text) and end - start > 1:
+                end -= 1                # the last space belongs to the next word, or stands alone
         words.append(text[start:end])
         start = end
     return words
@@ -51,10 +52,12 @@ def split_slowly():
 
 
 def any_text(rng, length: int) -> str:
-    """Characters of all planes, and those that tokenizers trip over: marks, joiners, controls, contractions, runs of space."""
-    awkward = ["'s", "'ll", "'RE", "'", " ", "  ", "\n", "\r\n", "\t", "\0", "\x1c", "\x1f", "\x85", "\xa0", "\u180e", "\u200b",
-               "\u2028", "\u3000", "_", "²", "½", "Ⅷ", "٣", "ª", "e\u0301", "é", "ﬁ", "中文", "नि", "👩‍👩‍👧", "🇨🇱", "\ufeff",
-               "\U0010ffff", "low", "lower", "<|end|>"]
+    """Characters of all planes, and awkward ones: marks, controls, contractions, spaces."""
+    awkward = [
+        "'s", "'ll", "'RE", "'", " ", "  ", "\n", "\r\n", "\t", "\0", "\x1c", "\x1f", "\x85",
+        "\xa0", "\u180e", "\u200b", "\u2028", "\u3000", "_", "²", "½", "Ⅷ", "٣", "ª", "e\u0301",
+        "é", "ﬁ", "中文", "नि", "👩‍👩‍👧", "🇨🇱", "\ufeff", "\U0010ffff", "low", "lower", "<|end|>",
+    ]
 
     def character() -> str:
         if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""The prose in data/ is read whole and in a fixed order; data/get.py fetches what it promises or nothing."""
+"""The prose in data/ is read in a fixed order; data/get.py fetches the right file or none."""
 import hashlib
 import importlib.util
 import re
@@ -23,17 +23,20 @@ def test_the_sizes_of_the_prose_that_the_data_card_states():
 def test_prose_holds_every_piece_once_and_ends_with_a_mixture():
     text = prose()
     pieces = text.rstrip("\n").split("\n\n\n")
-    by_file = {name: (ROOT / "data" / name).read_text(encoding="utf-8").strip("\n").split("\n\n\n") for name in corpora.PROSE}
+    by_file = {}
+    for name in corpora.PROSE:
+        whole = (ROOT / "data" / name).read_text(encoding="utf-8")
+        by_file[name] = whole.strip("\n").split("\n\n\n")
     assert sorted(pieces) == sorted(piece for ours in by_file.values() for piece in ours)
     for name, ours in by_file.items():
-        assert [piece for piece in pieces if piece in ours] == ours, name      # in their own order
+        assert [piece for piece in pieces if piece in ours] == ours, name  # in their own order
     last_tenth = text[-len(text) // 10:]
     assert all(any(piece[-200:] in last_tenth for piece in ours) for ours in by_file.values())
     assert text.endswith("\n") and not text.endswith("\n\n")
 
 
-def test_pieces_are_dealt_evenly(monkeypatch, tmp_path):
-    """Piece i of n stands in the middle of the i-th n-th: 1/2; 1/4, 3/4; 1/8, 3/8, 5/8, 7/8."""
+def test_the_pieces_of_a_file_are_spread_evenly(monkeypatch, tmp_path):
+    """Piece i of n is at (i + 1/2) / n of the whole: 1/2; 1/4, 3/4; 1/8, 3/8, 5/8, 7/8."""
     for name, pieces in (("a", ["a1"]), ("b", ["b1", "b2"]), ("c", ["c1", "c2", "c3", "c4"])):
         (tmp_path / name).write_text("\n\n\n".join(pieces) + "\n", encoding="utf-8")
     monkeypatch.setattr(corpora, "DATA", tmp_path)
@@ -51,7 +54,7 @@ def get():
     return module
 
 
-PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3000          # more than one block
+PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3000   # several blocks
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def play(tmp_path):
     return path.as_uri()
 
 
-def test_fetch_writes_what_was_promised(get, play, tmp_path):
+def test_fetch_writes_the_file_with_the_right_checksum(get, play, tmp_path):
     there = tmp_path / "there"
     there.mkdir()
     get.fetch(play, there / "play.txt", hashlib.sha256(PLAY).hexdigest())
@@ -95,7 +98,7 @@ def test_the_command_says_what_it_wrote(get, play, tmp_path, capsys):
     assert get.main(play, tmp_path / "play.txt", checksum) == 0
     assert "play.txt" in capsys.readouterr().out
     (tmp_path / "source" / "play.txt").unlink()
-    assert get.main(play, tmp_path / "play.txt", checksum) == 0                 # it is here already: no need of the source
+    assert get.main(play, tmp_path / "play.txt", checksum) == 0  # the file is already there
 
 
 def test_the_published_text_has_the_checksum(get, shared_file):

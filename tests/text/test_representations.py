@@ -23,8 +23,9 @@ def test_bag_of_words_is_the_sum_of_one_hots():
     assert torch.equal(bag_of_words(tokens, 6), hots.sum(1))
     assert torch.equal(bag_of_words(tokens.int(), 6, mask=mask), (hots * mask[..., None]).sum(1))
     assert torch.equal(bag_of_words(tokens, 6, binary=True), hots.amax(1))
-    assert torch.equal(bag_of_words(tokens, 6, binary=True, mask=mask), (hots * mask[..., None]).amax(1))
-    assert bag_of_words(tokens, 6).max() > 1                            # or the two would not differ
+    masked = (hots * mask[..., None]).amax(1)
+    assert torch.equal(bag_of_words(tokens, 6, binary=True, mask=mask), masked)
+    assert bag_of_words(tokens, 6).max() > 1            # else counts would equal occurrences
 
 
 def test_bag_of_words_by_hand_and_without_order():
@@ -47,7 +48,12 @@ def test_ids_outside_the_vocabulary_are_refused(function):
 
 def test_bag_of_words_refuses_other_shapes():
     tokens = torch.tensor([[0, 1, 2]])
-    with pytest.raises(ValueError, match=r"the mask is \(3,\) and the tokens are \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"the mask is \(3,\) where \(1, 3\) is needed"):
         bag_of_words(tokens, 4, mask=torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"\(3,\) where \(B, T\) is wanted"):
+    with pytest.raises(ValueError, match=r"shape \(B, T\), not \(3,\)"):
         bag_of_words(tokens[0], 4)
+
+
+def test_bag_of_words_refuses_a_mask_that_is_not_bool():
+    with pytest.raises(ValueError, match="a mask is bool"):
+        bag_of_words(torch.tensor([[0, 1, 2]]), 4, mask=torch.tensor([[1, 0, 1]]))
