@@ -5,6 +5,7 @@
     python -m lessons ledger [06 …]      prints each check and claim of the last run
     python -m lessons seeds 5 06 07      runs lessons with seeds 0 to 4, and tabulates how often
                                          each claim held; --from 1000 begins with seed 1000
+    python -m lessons courses [A]        prints what the four courses teach, and what settles it
 
 Each lesson runs in a process of its own, so that none depends on what another one left behind.
 """
@@ -33,6 +34,7 @@ from minigpt.files import write_atomic, write_json
 
 with importing():
     from lessons.course import OUT, ROOT, parser, read_ledger
+    from lessons.course_map import report
 
 FOLDER = Path(__file__).resolve().parent
 TABLE = FOLDER / "seeds.md"
@@ -364,6 +366,8 @@ def make_parser() -> Parser:
     c.add_argument("--all", action="store_true", help="every lesson")
     c = command("ledger", "print each check and claim of the last run")
     c.add_argument("lessons", nargs="*", help="numbers or names (default all)")
+    c = command("courses", "print what the four courses teach, and what settles each item")
+    c.add_argument("course", nargs="?", choices=list("ABCD"), help="one course (default all four)")
     c = command("seeds", "run lessons with several seeds, and tabulate how often each claim held")
     c.add_argument("count", type=whole_number(1, 10_000), help="how many seeds")
     c.add_argument("lessons", nargs="+", help="numbers or names")
@@ -380,6 +384,10 @@ def work(argv: list[str] | None) -> int:
     args = make_parser().parse_args(argv)
     if args.command is None:
         list_lessons(OUT)
+        return 0
+    if args.command == "courses":
+        out = Path(args.out)
+        report(args.course, {path: read_ledger(ledger_path(path, out)) for path in all_lessons()})
         return 0
     paths = [find_lesson(word) for word in args.lessons]
     if args.command == "ledger":
