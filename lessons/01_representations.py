@@ -2,7 +2,7 @@
 
 You will see    that multiplying by a one-hot vector is looking up a row; that a bag of words forgets order; that bytes can
                 write any text; a table of merges learnt by counting; and what a larger vocabulary buys, and costs.
-Source          course C, "Representing text"; Sennrich, Haddow and Birch 2016 (byte-pair encoding); Radford et al. 2019 (on bytes).
+Source          course C, "Representation of text"; Sennrich, Haddow and Birch 2016 (byte-pair encoding); Radford et al. 2019 (on bytes).
 Expect          about 3 s; every check passes; held-out English takes a third as many tokens with 2,048 kinds of token as with 256.
 Not here        vectors that mean something: they are learnt with a model, from lesson 02 on.
 """
@@ -148,7 +148,7 @@ def naive_merges(text, n_merges):
 table = naive_merges(excerpt, lesson.pick(200, 40))
 learnt = BPETokenizer.train(excerpt, 256 + len(table))
 lesson.check(f"the first {len(table)} merges = a naive re-count", learnt.merges, [pair for pair, _ in table], atol=0,
-             source="C: BPE; Sennrich et al. 2016, alg. 1")
+             source="Sennrich et al. 2016, alg. 1")
 for i, (pair, count) in enumerate(table[:8]):
     left, right = (learnt.vocabulary[p].decode("utf-8", errors="replace") for p in pair)
     print(f"    merge {i}: {left!r:>5} + {right!r:<5} → {left + right!r:<7} seen {count} times")

@@ -1,1 +1,1 @@
-"""Words to numbers: representations, tokenizers, and the grammars and readers that supply text."""
+"""Words to numbers: representations, tokenizers, padding, masking, and the prose in data/."""
