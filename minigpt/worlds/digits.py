@@ -2,9 +2,8 @@
 
     outline of a digit  →  random rotation, scale and shift  →  ink per pixel, 0 to 1  →  K levels
 
-Each font draws each digit once, at a large size. An image is one of these drawings under a random
-affine map. The same state of the generator gives the same images; another seed gives new ones.
-No download is needed, and a set can have any size.
+Each digit is drawn once in each font, at a large size. An image is one of these drawings under a
+random affine map. No download is needed, and a set can have any size.
 
 Source: the DejaVu and Computer Modern fonts in matplotlib's data folder.
 Not here: colour, and handwriting.
@@ -27,11 +26,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 # DejaVu Sans Mono is left out: its zero has a dot, and looks like an eight in 12 pixels.
-FONTS = (
-    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
-    "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic",
-    "cmss10", "cmtt10",
-)
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
+         "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic",
+         "cmss10", "cmtt10")
 LARGE = 48          # width and height in pixels of the drawing that an image is taken from
 
 
@@ -39,12 +36,8 @@ def outline(font: Path, digit: int, centre: tuple[float, float]) -> PathPatch:
     """A digit as a filled shape, three quarters of LARGE high, around `centre` in pixels."""
     path = TextPath((0, 0), str(digit), size=100, prop=FontProperties(fname=str(font)))
     box = path.get_extents()
-    place = (
-        Affine2D()
-        .translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2)
-        .scale(0.75 * LARGE / box.height)
-        .translate(*centre)
-    )
+    place = Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2)
+    place = place.scale(0.75 * LARGE / box.height).translate(*centre)
     # The line around the shape makes it a little bolder: thin strokes stay visible in 12 pixels.
     return PathPatch(place.transform_path(path), color="black", linewidth=1.5,
                      transform=IdentityTransform())
@@ -52,10 +45,7 @@ def outline(font: Path, digit: int, centre: tuple[float, float]) -> PathPatch:
 
 @lru_cache(maxsize=1)
 def drawings() -> Tensor:
-    """Each digit of each font, upright and centred: (F, 10, L, L) ink from 0 to 1.
-
-    FileNotFoundError if matplotlib lacks one of the fonts.
-    """
+    """Each digit of each font, upright and centred: (F, 10, L, L) ink from 0 to 1."""
     sheet = Figure(figsize=(10, len(FONTS)), dpi=LARGE)     # one row per font, one column per digit
     canvas = FigureCanvasAgg(sheet)
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -74,20 +64,13 @@ def drawings() -> Tensor:
     return squares.transpose(1, 2).contiguous()             # (F, 10, L, L)
 
 
-def draw_digits(
-    n: int, generator: Generator, size: int = 12, levels: int = 2
-) -> tuple[Tensor, Tensor]:
+def draw_digits(n: int, generator: Generator, size: int = 12,
+                levels: int = 2) -> tuple[Tensor, Tensor]:
     """Images (n, N, N) with N = `size`, and the digit that each shows (n,).
 
     A pixel is a whole number from 0 (paper) to levels − 1 (ink). Digit and font are drawn
     uniformly; so are a rotation within ±6°, a scale within ±5 % per axis, and a shift within
-    ±1 pixel.
-
-    >>> images, labels = draw_digits(5, torch.Generator().manual_seed(0), size=12, levels=4)
-    >>> images.shape, labels.shape, sorted(images.unique().tolist())
-    (torch.Size([5, 12, 12]), torch.Size([5]), [0, 1, 2, 3])
-
-    ValueError for no image, for fewer than 4 pixels, and for fewer than 2 levels.
+    ±1 pixel. ValueError for no image, for fewer than 4 pixels, and for fewer than 2 levels.
     """
     if n < 1 or size < 4 or levels < 2:
         raise ValueError("draw at least 1 image of size at least 4 in at least 2 levels, "

@@ -4,11 +4,9 @@
 
 The product runs over the choices that write the text; pᵢ is the probability of alternative i, and
 the inner sum runs over its parts. H of the first rule is the entropy of a text: no language model
-can have a lower expected loss on these texts.
-
-The product is P(text) only if there is one way to write the text. Therefore the alternatives of a
-rule must begin with different tokens. The next token of a text then shows which alternative was
-chosen (an LL(1) grammar). `Grammar` refuses rules that break this condition.
+can have a lower expected loss on these texts. The product is P(text) only if there is one way to
+write the text. Therefore the alternatives of a rule must begin with different tokens. The next
+token then shows which alternative was chosen (an LL(1) grammar).
 
 Source: Lewis and Stearns 1968 (LL(1)); Shannon 1948, §6 (the entropy of a sequence of choices).
 Not here: recursion, so there are finitely many texts; and choices that depend on earlier choices. A
@@ -33,7 +31,6 @@ from minigpt.worlds.grammar_notation import Part, is_word, literal, parse, token
 
 class Measures(NamedTuple):
     """Exact properties of the texts that a part can write."""
-
     first: set[str]         # the tokens, without their space, with which it can begin
     entropy: float          # bits
     length: float           # expected length in characters
@@ -54,14 +51,10 @@ def alike(values: str | list[str], **features: str) -> dict[str, dict[str, str]]
 
 
 def checked_pool(name: str, pool: dict[str, dict[str, str]]) -> list[dict[str, str]]:
-    """The values of a pool, each as {feature: text}; the feature "" is the value itself.
-
-    ValueError for a text that is empty or begins with a space, and for two values with the same
-    first token.
-    """
+    """The values of a pool, checked, each as {feature: text}; feature "" is the value itself."""
     if not pool:
         raise ValueError(f"pool {name} is empty; give it at least one value")
-    firsts = set()
+    firsts, values = set(), []
     for value, features in pool.items():
         for feature, text in {"": value, **features}.items():
             if not text or text[0] == " ":
@@ -74,11 +67,9 @@ def checked_pool(name: str, pool: dict[str, dict[str, str]]) -> list[dict[str, s
             raise ValueError(f"pool {name}: {value!r} and another value begin with {first!r}; the "
                              "first token must tell the values apart")
         firsts.add(first)
-    return [
-        {"": value, **features}
-        | {feature.capitalize(): text[0].upper() + text[1:] for feature, text in features.items()}
-        for value, features in pool.items()
-    ]
+        capitals = {f.capitalize(): text[0].upper() + text[1:] for f, text in features.items()}
+        values.append({"": value, **features, **capitals})
+    return values
 
 
 def merged(ends: list[tuple[float, dict]]) -> dict[str, dict[str, float]]:
@@ -88,13 +79,8 @@ def merged(ends: list[tuple[float, dict]]) -> dict[str, dict[str, float]]:
     {'x': {'P': 0.75, 'Q': 0.25}}
     """
     always = set.intersection(*(set(slots) for _, slots in ends))
-    return {
-        slot: {
-            pool: sum(p * slots[slot].get(pool, 0) for p, slots in ends)
-            for _, end in ends for pool in end[slot]
-        }
-        for slot in always
-    }
+    return {slot: {pool: sum(p * slots[slot].get(pool, 0) for p, slots in ends)
+                   for _, end in ends for pool in end[slot]} for slot in always}
 
 
 def push(parts: list[Part], space: str, stack):
@@ -108,20 +94,18 @@ def push(parts: list[Part], space: str, stack):
 class Grammar:
     """Rules and pools, checked and measured, that write texts and read them.
 
+    ValueError if two alternatives begin alike, if a rule contains itself, if a slot is used before
+    it is filled, or if a rule, pool or feature is not there.
+
     >>> pools = {"NAME": alike("Ann Eve", he="she") | alike("Tom", he="he")}
     >>> grammar = Grammar({"text": "{who=NAME} ran until {who.he} [fell|slept]."}, pools)
     >>> grammar.count(), round(grammar.entropy(), 3)
     (6, 2.585)
-    >>> grammar.next_token_probabilities("Eve ran until")
-    {' she': 1.0}
     >>> grammar.why_not("Eve ran until he fell.")
     "at character 13, after 'Eve ran until': ' he' cannot come here, but ' she' can"
     """
 
     def __init__(self, rules: dict, pools: dict[str, dict[str, dict[str, str]]] | None = None):
-        """ValueError if the grammar is ambiguous or recursive, if it uses a slot before the slot is
-        filled, or if it names a rule, pool or feature that is not there.
-        """
         if not rules:
             raise ValueError("a grammar needs at least one rule; a text starts at the first")
         self.pools = {name: checked_pool(name, pool) for name, pool in (pools or {}).items()}
@@ -133,11 +117,11 @@ class Grammar:
         if unused := set(rules) - self._reached:
             raise ValueError(f"rule <{min(unused)}> is never used; refer to it or take it out")
         # Cumulative probabilities of each rule's alternatives, by which `sample` chooses.
-        self._thresholds = {
-            name: list(accumulate(p for p, _ in rule))[:-1] for name, rule in self.rules.items()}
+        self._thresholds = {name: list(accumulate(p for p, _ in alternatives))[:-1]
+                            for name, alternatives in self.rules.items()}
 
     def _add(self, name: str, alternatives: list) -> None:
-        """Store a rule as [(probability, parts)], and its choices [a|b] as rules of their own."""
+        """Stores a rule as [(probability, parts)], and its choices [a|b] as rules of their own."""
         weighted = [(a, 1) if isinstance(a, str) else a for a in alternatives]
         if not weighted or min(weight for _, weight in weighted) <= 0:
             raise ValueError(f"rule <{name}> needs at least one alternative, each with a weight "
@@ -152,36 +136,30 @@ class Grammar:
     # Checking and measuring: one walk over all parts that a text can reach.
 
     def _measure(self, part: Part, known: dict[str, dict[str, float]], path: tuple) -> Measures:
-        """Check a part and all below it, and measure it. `path` has the rules that lead to it.
+        """Checks and measures a part and all parts below it. `path`: the rules that lead to it.
 
         known: slot -> {pool: probability that the slot's value was drawn from it}, for the slots
-        that are certainly filled. A draw, and a rule that always draws, add to it. Choices do not
-        depend on earlier values, so these probabilities are all that an expected length needs.
+        that are certainly filled. A draw, and a rule that always draws, add to it.
         """
         if part.kind == "rule":
             return self._measure_rule(part.name, known, path)
         if part.kind == "token":
             forms = [(1.0, part.name)]
         elif part.kind == "draw":
-            forms = self._drawn(part, path[-1])
+            if part.detail not in self.pools:
+                raise ValueError(f"rule <{path[-1]}>: {{{part.name}={part.detail}}} asks for a "
+                                 f"pool that is not there; the pools are {sorted(self.pools)}")
+            pool = self.pools[part.detail]
+            forms = [(1 / len(pool), value[""]) for value in pool]
             known[part.name] = {part.detail: 1.0}
         else:
             forms = self._mentioned(part, known, path[-1])
         for _, form in forms:
             self._words.update(token.strip(" ") for token in tokens(form))
-        is_draw = part.kind == "draw"
-        count = len(forms) if is_draw else 1                    # a mention is no choice
-        return Measures(
-            {tokens(form)[0] for _, form in forms}, log2(count),
-            sum(p * len(form) for p, form in forms), count, n_choices=int(is_draw))
-
-    def _drawn(self, part: Part, rule: str) -> list[tuple[float, str]]:
-        """(probability, text) of each value that a draw can write."""
-        if part.detail not in self.pools:
-            raise ValueError(f"rule <{rule}>: {{{part.name}={part.detail}}} asks for a pool that "
-                             f"is not there; the pools are {sorted(self.pools)}")
-        pool = self.pools[part.detail]
-        return [(1 / len(pool), value[""]) for value in pool]
+        first = {tokens(form)[0] for _, form in forms}
+        length = sum(p * len(form) for p, form in forms)
+        count = len(forms) if part.kind == "draw" else 1        # a mention is no choice
+        return Measures(first, log2(count), length, count, n_choices=int(part.kind == "draw"))
 
     def _mentioned(self, part: Part, known: dict, rule: str) -> list[tuple[float, str]]:
         """(probability, text) of each value or feature that a mention can write."""
@@ -198,7 +176,7 @@ class Grammar:
         return forms
 
     def _measure_rule(self, name: str, known: dict, path: tuple) -> Measures:
-        """Check a rule, and average the measures of its alternatives."""
+        """Checks a rule and averages the measures of its alternatives."""
         if name not in self.rules:
             raise ValueError(f"rule <{path[-1]}> refers to <{name}>, which is not there; add it")
         if name in path:
@@ -225,16 +203,13 @@ class Grammar:
 
     def _measure_parts(self, rule: str, parts: list[Part], known: dict, path: tuple) -> list:
         """The measures of the parts of one alternative, in order."""
-        measured, before = [], None
-        for part in parts:
-            its = self._measure(part, known, path)
-            # Two words without a space between them would be read as one. A mark keeps them apart.
-            if before is not None and not part.space and any(map(is_word, its.first)):
-                if before.kind != "token" or is_word(before.name):
-                    raise ValueError(f"rule <{rule}>: put a space between {before.name!r} and "
-                                     f"{part.name!r}, or they may read as one word")
-            measured.append(its)
-            before = part
+        measured = [self._measure(part, known, path) for part in parts]
+        # Two words without a space between them would be read as one. A mark keeps them apart.
+        for before, part, its in zip(parts, parts[1:], measured[1:]):
+            is_mark = before.kind == "token" and not is_word(before.name)
+            if not part.space and not is_mark and any(map(is_word, its.first)):
+                raise ValueError(f"rule <{rule}>: put a space between {before.name!r} and "
+                                 f"{part.name!r}, or they may read as one word")
         return measured
 
     def entropy(self) -> float:
@@ -252,8 +227,6 @@ class Grammar:
     def vocabulary(self) -> list[str]:
         """All words that a text can have, as they are spelled there, sorted."""
         return sorted(filter(is_word, self._words))
-
-    # Writing.
 
     def sample(self, generator: torch.Generator) -> str:
         """One text, drawn from P."""
@@ -288,7 +261,7 @@ class Grammar:
     # Reading. The stack holds the parts that are still to be read, as a linked list (part, rest).
 
     def _next(self, stack, slots: dict, p: float = 1.0, only: str | None = None) -> Iterator[tuple]:
-        """Yield (token, (probability, stack after it, slots after it)) for each possible token.
+        """Yields (token, (its probability, stack and slots after it)) for each possible token.
 
         The token "" is the end of the text. With `only`, parts that begin with a different token
         are skipped early; this makes reading several times faster.
@@ -312,31 +285,23 @@ class Grammar:
         else:
             yield from self._next(push(literal(slots[name][detail]), space, rest), slots, p)
 
-    def _read(self, given: tuple[str, ...]) -> tuple[list[float], dict[str, tuple]]:
-        """The surprisal of each token, in bits, and what can come next, as `_next` yields it.
+    def surprisals(self, text: str) -> list[tuple[str, float]]:
+        """(token, −log₂ P(token | tokens before it)) for each token and for the end, written "".
 
         ValueError at the first token that cannot come, with up to six that can.
         """
-        bits, stack, slots = [], (self._start, None), {}
-        for i, token in enumerate(given):
+        read, stack, slots = [], (self._start, None), {}
+        for token in (*tokens(text), ""):
             possible = dict(self._next(stack, slots, only=token))
             if token not in possible:
-                before, can = "".join(given[:i]), dict(self._next(stack, slots))
+                before, can = "".join(t for t, _ in read), dict(self._next(stack, slots))
                 came, *others = [repr(option) if option else "the end" for option in (token, *can)]
                 more = f" or {len(others) - 6} others" if len(others) > 6 else ""
                 raise ValueError(f"at character {len(before)}, after {before[-20:]!r}: {came} "
                                  f"cannot come here, but {', '.join(others[:6])}{more} can")
             p, stack, slots = possible[token]
-            bits.append(-log2(p) + 0.0)                         # + 0.0 turns −0.0 into 0.0
-        return bits, dict(self._next(stack, slots))
-
-    def surprisals(self, text: str) -> list[tuple[str, float]]:
-        """(token, −log₂ P(token | tokens before it)) for each token and for the end, written "".
-
-        ValueError, with the place, if the grammar cannot write the text.
-        """
-        given = (*tokens(text), "")
-        return list(zip(given, self._read(given)[0]))
+            read.append((token, -log2(p) + 0.0))                # + 0.0 turns −0.0 into 0.0
+        return read
 
     def surprisal(self, text: str) -> float:
         """−log₂ P(text), in bits: inf if the grammar cannot write the text."""
@@ -356,10 +321,3 @@ class Grammar:
             return ""
         except ValueError as reason:
             return str(reason)
-
-    def next_token_probabilities(self, prefix: str) -> dict[str, float]:
-        """{token: P(token | prefix)}, for a prefix that ends where a token ends.
-
-        The token "" is the end of the text. ValueError for a prefix that no text begins with.
-        """
-        return {token: p for token, (p, _, _) in self._read(tokens(prefix))[1].items()}

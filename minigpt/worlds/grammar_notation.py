@@ -8,10 +8,8 @@
     {hero.He}       the feature with a capital
 
 Anything else in a string is a word or a mark that stands for itself. Single spaces stand between
-the parts, and none at the ends.
-
-A token is a word or a mark, with the space before it: "Ann's cat ran." has the tokens `Ann` `'` `s`
-` cat` ` ran` `.`. The tokens of a text, joined, are the text.
+the parts, and none at the ends. A token is a word or a mark with the space before it, so the tokens
+of a text, joined, are the text.
 
 Not here: a way to write the characters < > [ ] { } | in a text, and choices inside choices.
 """
@@ -27,7 +25,6 @@ PART = re.compile(r"( ?)(?:<(?P<rule>[^<>]+)>|\[(?P<choice>[^][]+)\]"
 
 class Part(NamedTuple):
     """What an alternative is made of."""
-
     kind: str               # "token", "rule", "draw" (fill a slot) or "mention" (repeat a slot)
     space: str              # " " or "", written before the part
     name: str               # of the token, the rule or the slot
@@ -35,12 +32,10 @@ class Part(NamedTuple):
 
 
 def tokens(text: str) -> tuple[str, ...]:
-    """The tokens of a text.
+    """The tokens of a text; ValueError for a space that does not stand before a word or a mark.
 
-    >>> tokens('The cat said, "Hi."')
-    ('The', ' cat', ' said', ',', ' "', 'Hi', '.', '"')
-
-    ValueError for a space that does not stand before a word or a mark.
+    >>> tokens("Ann's cat ran.")
+    ('Ann', "'", 's', ' cat', ' ran', '.')
     """
     if stray := re.search(r" (?= |\Z)", text):
         at = stray.start()
@@ -55,9 +50,7 @@ def is_word(token: str) -> bool:
 
 
 def parse(rule: str, text: str) -> list[Part]:
-    """The parts of an alternative of a rule.
-
-    A choice [a|b] becomes a reference to a rule of that name, which Grammar adds.
+    """The parts of an alternative of a rule. [a|b] becomes a rule of that name, which Grammar adds.
 
     >>> [part.name for part in parse("text", "{who=NAME} [ran|fell].")]
     ['who', '[ran|fell]', '.']

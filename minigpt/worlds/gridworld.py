@@ -9,9 +9,8 @@ the cat in its cell.
 
 Source: course B, "Configuración de RL", for the cat, its steps and its rewards. The slippery floor
 is that of Russell and Norvig 2010, §17.1.
-Course B leaves two questions open. Here the meat ends the episode, as the bathtub does. And the
-reward belongs to the cell where a step ends: a cat that stands on the broom and steps into a wall
-pays again.
+Course B leaves two questions open. Here the meat ends the episode, as the bathtub does. The reward
+belongs to the cell where a step ends: a step from the broom into a wall costs 1 again.
 
 Shapes: S states, A actions.
 """
@@ -29,7 +28,6 @@ LABELS = {"S": "start", ".": "", "b": "broom −1", "~": "bathtub\n−10", "M": 
 @dataclass
 class MDP:
     """A Markov decision process. In a terminal state there are no more actions and no rewards."""
-
     transitions: Tensor                 # (S, A, S) P(s′|s, a)
     rewards: Tensor                     # (S,) r(s′), for a step that ends in s′
     terminal: Tensor                    # (S,) bool
@@ -37,9 +35,8 @@ class MDP:
 
 
 def read_map(text: str) -> list[str]:
-    """The rows of a map, without the spaces around them. ValueError if it is not a map."""
-    rows = [line.strip() for line in text.strip().splitlines()]
-    if not rows:
+    """The rows of a map, without the spaces around them; ValueError if it is not a map."""
+    if not (rows := [line.strip() for line in text.strip().splitlines()]):
         raise ValueError("the map is empty; draw one cell per character, such as 'S.M'")
     for i, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
@@ -71,15 +68,13 @@ def step_probabilities(cells: list[tuple[int, int]], symbols: str, slip: float) 
 
 
 def draw_arrows(axes, y: int, x: int, probabilities: list[float]) -> None:
-    """One arrow per action from the middle of the cell; actions below 2 % get none."""
-    for (dy, dx), probability in zip(MOVES.values(), probabilities):
-        if probability <= 0.02:
-            continue
-        tip, tail = 0.34 * probability**0.5, 0.04
-        style = {"arrowstyle": "-|>", "color": "black", "shrinkA": 0, "shrinkB": 0,
-                 "mutation_scale": 4 + 8 * probability}
-        axes.annotate("", (x + tip * dx, y + tip * dy), (x + tail * dx, y + tail * dy),
-                      arrowprops=style)
+    """Draws one arrow for each action with a probability above 2 %."""
+    for (dy, dx), p in zip(MOVES.values(), probabilities):
+        if p > 0.02:
+            tip, tail = 0.34 * p**0.5, 0.04
+            axes.annotate("", (x + tip * dx, y + tip * dy), (x + tail * dx, y + tail * dy),
+                          arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkA": 0,
+                                      "shrinkB": 0, "mutation_scale": 4 + 8 * p})
 
 
 class Grid(MDP):
@@ -87,16 +82,14 @@ class Grid(MDP):
 
     `text` has one line per row of the map and one symbol per cell. With probability `slip` a step
     goes to the left or to the right of its direction instead, each with probability slip / 2.
-    The states are the cells without a wall, in reading order.
+    The states are the cells without a wall, in reading order. ValueError for a text that is no map
+    with one start, and for a `slip` that is no probability.
 
     In this map, the action ↓ (number 2) leads from the start to the cell below, which is state 2:
 
     >>> grid = Grid("S#M\\n.b.")
     >>> grid.symbols, grid.transitions[0, 2].tolist()
     ('SM.b.', [0.0, 0.0, 1.0, 0.0, 0.0])
-
-    ValueError for a map that is empty or not a rectangle, for an unknown symbol, for a number of
-    starts other than one, and for a `slip` that is not a probability.
     """
 
     def __init__(self, text: str, slip: float = 0.0):
@@ -106,12 +99,10 @@ class Grid(MDP):
         cells = [(y, x) for y, row in enumerate(self.rows) for x, c in enumerate(row) if c != "#"]
         self.cells = cells                                              # (row, column) per state
         self.symbols = "".join(self.rows[y][x] for y, x in cells)       # one symbol per state
-        super().__init__(
-            transitions=step_probabilities(cells, self.symbols, slip),
-            rewards=torch.tensor([REWARDS[c] for c in self.symbols], dtype=torch.double),
-            terminal=torch.tensor([c in TERMINAL for c in self.symbols]),
-            start=self.symbols.index("S"),
-        )
+        rewards = torch.tensor([REWARDS[c] for c in self.symbols], dtype=torch.double)  # (S,)
+        terminal = torch.tensor([c in TERMINAL for c in self.symbols])                  # (S,)
+        transitions = step_probabilities(cells, self.symbols, slip)                     # (S, A, S)
+        super().__init__(transitions, rewards, terminal, start=self.symbols.index("S"))
 
     def arrows(self, policy: Tensor) -> str:
         """The map as text, with an arrow for the most likely action of each cell; policy (S, A).
@@ -129,10 +120,10 @@ class Grid(MDP):
         return "\n".join("".join(row) for row in picture)
 
     def draw(self, axes, policy: Tensor | None = None, values: Tensor | None = None) -> None:
-        """Draws the map on matplotlib axes.
+        """Draws the map on matplotlib axes; the shade of a terminal state is its reward.
 
-        The policy (S, A) is drawn as arrows: the likelier an action, the longer its arrow. The
-        values (S,) are drawn as numbers and as shades. The shade of a terminal state is its reward.
+        The policy (S, A) becomes arrows, longer for a likelier action. The values (S,) become
+        numbers and shades.
         """
         shown = torch.zeros_like(self.rewards)
         if values is not None:

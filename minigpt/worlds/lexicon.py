@@ -1,12 +1,13 @@
 """The words of the translation grammar: English, Spanish and Italian, with their inflected forms.
 
-Each line of a table is one word. It has a cell for each language, and a cell lists the word's forms
+An entry of a table is one word. It has a cell for each language, and a cell lists the word's forms
 in the order that the comment above the table gives.
 
 Source: this project's own tables.
 Not here: inflection by rule, except of Italian participles. The tables hold every other form, so
 that a reader can check them; a test compares them with the rules of Spanish and Italian grammar.
 """
+import re
 from typing import NamedTuple
 
 LANGUAGES = ("spanish", "italian")
@@ -14,54 +15,45 @@ LANGUAGES = ("spanish", "italian")
 
 class Entry(NamedTuple):
     """One word, or one fixed expression, in three languages: the list of its forms in each."""
-
     english: list[str]
     spanish: list[str]
     italian: list[str]
 
 
 def table(text: str) -> list[Entry]:
-    """The entries of a table: a line for each, with a bar between the languages.
+    """Entries on lines of their own or with ";" between them; "|" stands between languages.
 
     >>> table("cat cats | m gato gatos | m gatto gatti")[0].spanish
     ['m', 'gato', 'gatos']
     """
-    lines = text.strip().splitlines()
-    return [Entry(*(cell.split() for cell in line.split("|"))) for line in lines]
+    entries = re.split("[;\n]", text.strip())
+    return [Entry(*(cell.split() for cell in entry.split("|"))) for entry in entries]
 
 
 # Nouns by kind. English: singular, plural. Spanish and Italian: gender (m or f), singular, plural.
 NOUNS = {
     "person": table("""
-        man men | m hombre hombres | m uomo uomini
-        woman women | f mujer mujeres | f donna donne
+        man men | m hombre hombres | m uomo uomini; woman women | f mujer mujeres | f donna donne
         boy boys | m chico chicos | m ragazzo ragazzi
-        girl girls | f chica chicas | f ragazza ragazze
-        uncle uncles | m tío tíos | m zio zii
-        aunt aunts | f tía tías | f zia zie
-        actor actors | m actor actores | m attore attori
+        girl girls | f chica chicas | f ragazza ragazze; uncle uncles | m tío tíos | m zio zii
+        aunt aunts | f tía tías | f zia zie; actor actors | m actor actores | m attore attori
         actress actresses | f actriz actrices | f attrice attrici
         student students | m estudiante estudiantes | m studente studenti
         nurse nurses | f enfermera enfermeras | f infermiera infermiere
         doctor doctors | m médico médicos | m medico medici
         grandmother grandmothers | f abuela abuelas | f nonna nonne"""),
     "animal": table("""
-        cat cats | m gato gatos | m gatto gatti
-        dog dogs | m perro perros | m cane cani
-        cow cows | f vaca vacas | f mucca mucche
-        bird birds | m pájaro pájaros | m uccello uccelli
+        cat cats | m gato gatos | m gatto gatti; dog dogs | m perro perros | m cane cani
+        cow cows | f vaca vacas | f mucca mucche; bird birds | m pájaro pájaros | m uccello uccelli
         bee bees | f abeja abejas | f ape api
         squirrel squirrels | f ardilla ardillas | m scoiattolo scoiattoli
         monkey monkeys | m mono monos | f scimmia scimmie
         turtle turtles | f tortuga tortugas | f tartaruga tartarughe
-        mouse mice | m ratón ratones | m topo topi
-        goat goats | f cabra cabras | f capra capre"""),
+        mouse mice | m ratón ratones | m topo topi; goat goats | f cabra cabras | f capra capre"""),
     "thing": table("""
-        book books | m libro libros | m libro libri
-        car cars | m coche coches | f macchina macchine
+        book books | m libro libros | m libro libri; car cars | m coche coches | f macchina macchine
         table tables | f mesa mesas | m tavolo tavoli
-        flower flowers | f flor flores | m fiore fiori
-        key keys | f llave llaves | f chiave chiavi
+        flower flowers | f flor flores | m fiore fiori; key keys | f llave llaves | f chiave chiavi
         mirror mirrors | m espejo espejos | m specchio specchi
         backpack backpacks | f mochila mochilas | m zaino zaini
         hat hats | m sombrero sombreros | m cappello cappelli
@@ -137,8 +129,7 @@ CLAUSE_OBJECT = table("""
     says say said | dice dicen dijo dijeron | dice dicono ha detto
     writes write wrote | escribe escriben escribió escribieron | scrive scrivono ha scritto""")
 
-# The verb "to be": present singular and plural, past singular and plural. Spanish has two verbs:
-# «estar» before a state and «ser» before a quality.
+# "To be": present, past; each singular, plural. Spanish: «estar» for a state, «ser» for a quality.
 (BE_STATE,) = table("is are was were | está están estaba estaban | è sono era erano")
 (BE_QUALITY,) = table("is are was were | es son era eran | è sono era erano")
 
@@ -150,37 +141,24 @@ THE, A, THIS = table("""
 
 # Words and expressions that have one form.
 PREPOSITIONS = table("""
-    in | en | in
-    near | cerca de | vicino a
-    behind | detrás de | dietro
-    in front of | delante de | davanti a""")
+    in | en | in; near | cerca de | vicino a
+    behind | detrás de | dietro; in front of | delante de | davanti a""")
 CONJUNCTIONS = table("""
-    and | y | e
-    but | pero | ma
-    because | porque | perché
-    although | aunque | anche se""")
+    and | y | e; but | pero | ma; because | porque | perché; although | aunque | anche se""")
 WHO, THAT, NOT, VERY = table("""
-    who | que | che
-    that | que | che
-    not | no | non
-    very | muy | molto""")
-# Spanish puts «a» before a person or animal that is an object: «ve a la chica». English and Italian
-# have no word for it.
+    who | que | che; that | que | che; not | no | non; very | muy | molto""")
+# Spanish puts «a» before a person or animal that is an object: «ve a la chica».
 PERSONAL_A = Entry([], ["a"], [])
 NOTHING = Entry([], [], [])
 
-# An Italian article has another form before a vowel (l'uomo, un'ape), and before z or s and a
-# consonant (lo zaino, lo studente).
+# Italian articles have other forms before a vowel, and before z or s and a consonant (lo studente).
 BEFORE_VOWEL = {"il": "l'", "la": "l'", "i": "gli", "una": "un'", "dei": "degli"}
 BEFORE_Z_OR_S = {"il": "lo", "i": "gli", "un": "uno", "dei": "degli"}
 
-# A preposition and the article after it become one word: «de» and «el» make «del», «in» and «lo»
-# make «nello».
+# A preposition and an article become one word: «de» and «el» make «del», «in» and «lo» «nello».
 SPANISH_CONTRACTIONS = {("a", "el"): "al", ("de", "el"): "del"}
 ENDINGS = {"il": "l", "lo": "llo", "l'": "ll'", "la": "lla", "i": "i", "gli": "gli", "le": "lle"}
-ITALIAN_CONTRACTIONS = {
-    (preposition, article): stem + ending
-    for preposition, stem in (("in", "ne"), ("a", "a"))
-    for article, ending in ENDINGS.items()
-}
+ITALIAN_CONTRACTIONS = {(preposition, article): stem + ending
+                        for preposition, stem in (("in", "ne"), ("a", "a"))
+                        for article, ending in ENDINGS.items()}
 CONTRACTIONS = {"spanish": SPANISH_CONTRACTIONS, "italian": ITALIAN_CONTRACTIONS}

@@ -7,7 +7,7 @@ A customer says "please" or "now", and a waiter replies with at most five of the
     r(x, y)                                      the reward is a rule, written in `reward` below
 
 The reward depends on the whole reply and on the customer, so no single word decides it. A language
-model that has learned the usual replies is π_ref. Since every reply can be listed, the best policy
+model that has learnt the usual replies is π_ref. Since every reply can be listed, the best policy
 π* for r and any β is known exactly (alignment/exact.py), and each method is compared with it.
 
 Source: invented for this course. Lessons 17 to 19 use it.
@@ -25,14 +25,10 @@ CUSTOMERS = (PLEASE, NOW)
 LONGEST = 5
 
 # P(next word | word) of a usual reply: one row for each word, columns as in WORDS.
-# The reply to a customer begins with the row of the customer's word.
+# The first word of a reply follows the customer's word.
 NEXT_WORD = torch.tensor([
-    [1000, 0, 0, 0, 0, 0],
-    [450, 120, 60, 220, 30, 120],
-    [380, 60, 150, 60, 250, 100],
-    [250, 330, 200, 60, 100, 60],
-    [420, 100, 180, 150, 60, 90],
-    [300, 150, 280, 60, 90, 120],
+    [1000, 0, 0, 0, 0, 0], [450, 120, 60, 220, 30, 120], [380, 60, 150, 60, 250, 100],
+    [250, 330, 200, 60, 100, 60], [420, 100, 180, 150, 60, 90], [300, 150, 280, 60, 90, 120],
 ]) / 1000
 
 
@@ -67,24 +63,20 @@ def reward(tokens: Tensor, mask: Tensor) -> Tensor:
         now                 −3
 
     Except for the price of each word, a word counts once, however often it is said.
-    ValueError for a mask that is not bool or not of the shape of `tokens`.
     """
     check_mask(mask, tokens.shape)
     here = [(tokens == word) & mask for word in range(len(WORDS))]      # six of (B, T)
     said = [where.any(1).float() for where in here]                     # six of (B,)
 
-    def followed(first: int, second: int) -> Tensor:
-        """1 where `second` is said right after `first`, else 0: (B,)."""
+    def followed(first: int, second: int) -> Tensor:                    # (B,), 1 where it is so
         return (here[first][:, :-1] & here[second][:, 1:]).any(1).float()
 
     impatient = (tokens[:, 0] == NOW).float()
     n_words = (mask & (tokens != STOP)).sum(1)
-    return (
-        3.0 * said[YES] - said[NO] + 2.0 * followed(NO, SORRY) - 4.0 * said[YES] * said[NO]
-        + said[PLEASE] + (1.0 + impatient) * said[SORRY]
-        - 3.0 * said[NOW] + 2.0 * followed(NOW, PLEASE)
-        - 2.0 * (1 - said[STOP]) - 0.4 * n_words
-    )
+    return (3.0 * said[YES] - said[NO] + 2.0 * followed(NO, SORRY) - 4.0 * said[YES] * said[NO]
+            + said[PLEASE] + (1.0 + impatient) * said[SORRY]
+            - 3.0 * said[NOW] + 2.0 * followed(NOW, PLEASE)
+            - 2.0 * (1 - said[STOP]) - 0.4 * n_words)
 
 
 def written(tokens: Tensor) -> str:

@@ -6,10 +6,10 @@
 A stance is drawn, then a review from the grammar of that stance. The two grammars differ only in
 that words of praise and words of blame are exchanged. An opinion is stated ("superb"), or the
 opposite opinion is denied ("never dull"), with the same probability. So each word has the same
-expected count in both stances (a test lists all sentences), and the covariance of its count with
-the stance is 0. Fitted to many reviews, naive Bayes, least squares and logistic regression on word
-counts therefore predict ½. (A linear rule chosen by hand is right for 70 % of
-the reviews, as a test shows.) A model must learn which words stand together.
+expected count in both stances, and the covariance of its count with the stance is 0. Fitted to many
+reviews, naive Bayes, least squares and logistic regression on word counts therefore predict ½. (A
+linear rule chosen by hand is right for 70 % of the reviews.) A model must learn which words stand
+together.
 
 Each sentence with an opinion can be written by one stance only, and each review has some. So
 `label` reads the stance from the text without error, and the entropy in bits per review is exact:
@@ -33,26 +33,20 @@ SENTENCES = "<opening>", "<look>", "<second look>", "<feeling>", "<verdict>"
 
 
 def rules(start: str | list[str], stance: int) -> dict:
-    """The rules of the grammar of one stance, whose first rule is `start`.
-
-    "<right>" and "never <wrong>" have equal weights; this makes each word equally frequent in both
-    stances.
-    """
+    """The rules of the grammar of one stance, whose first rule is `start`."""
     other = 1 - stance
+    # Equal weights of "<right>" and "never <wrong>" make each word as frequent in both stances.
     return {
         "start": start,
         "opening": "[Saw|Watched] it with [Ada|Ben|Iris|Tom]",
         "look": "The [cast|plot|script|story] was <quality>",
         "quality": [("<right>", 2), ("never <wrong>", 2),
                     ("<wrong> at first, but <right> by the end", 1)],
-        "right": QUALITIES[stance].split(),
-        "wrong": QUALITIES[other].split(),
+        "right": QUALITIES[stance].split(), "wrong": QUALITIES[other].split(),
         "second look": [("And the [costumes|songs] were <quality>", 2),
                         "It lasted [two|three] hours"],
-        "feeling": "I <felt>",
-        "felt": [REACTIONS[stance], f"never {REACTIONS[other]}"],
-        "verdict": "My advice: <advice>",
-        "advice": ADVICE[stance],
+        "feeling": "I <felt>", "felt": [REACTIONS[stance], f"never {REACTIONS[other]}"],
+        "verdict": "My advice: <advice>", "advice": ADVICE[stance],
     }
 
 
@@ -91,17 +85,14 @@ def label(review: str) -> int | None:
     ...               "It lasted two hours. I never yawned. My advice: do not miss it!")]
     'for'
     """
-    stances = [stance for stance in (AGAINST, FOR) if REVIEWS[stance].is_grammatical(review)]
-    return stances[0] if stances else None
+    return next((s for s in (AGAINST, FOR) if REVIEWS[s].is_grammatical(review)), None)
 
 
 def sentence_moods(review: str) -> list[tuple[str, int | None]]:
-    """Each sentence, with the stance that can write it; None for a sentence that both can write.
+    """Each sentence with the stance that can write it, or None if both can; ValueError if neither.
 
     >>> sentence_moods("I never yawned. It lasted two hours. The plot was dull!")
     [('I never yawned', 1), ('It lasted two hours', None), ('The plot was dull', 0)]
-
-    ValueError for a sentence that neither can write, with the reason of each.
     """
     moods = []
     for sentence in review.removesuffix("!").split(". "):

@@ -8,11 +8,10 @@ The alignment is a list of links (target word, source word), counted from 0: the
 that «enfermera» translates "nurse". Each English sentence has exactly one translation into Spanish
 and one into Italian. So a model's translation is right or wrong, and its wrong words can be found.
 
-The translation shows what the English words do not show:
-- articles, adjectives, verbs and participles agree with the noun in gender and number;
-- adjectives stand after their noun, in the reverse order;
-- Spanish has «está» before a state and «es» before a quality; in the Italian past, some verbs take
-  «ha» and others «è».
+The translation shows what the English words do not show. Articles, adjectives, verbs and
+participles agree with the noun in gender and number. Adjectives follow their noun, in the reverse
+order. Spanish has «está» before a state and «es» before a quality. In the Italian past, some verbs
+take «ha» and others «è».
 
 The alignment is known because a sentence is built from small pieces. Within a piece, each target
 word is linked to each source word: «ha» and «visto» to "saw", «nel» to "in" and "the", «ve» to
@@ -20,8 +19,7 @@ word is linked to each source word: «ha» and «visto» to "saw", «nel» to "i
 
 Source: course C, "RNNs: a Machine Translation example" (the task); Brown et al. 1993, "Alignments"
 (links between words). The grammar and its words (lexicon.py) were made for this project.
-Not here: the first and second person, punctuation, a capital at the start of a sentence, and sense:
-a squirrel may sell a hat.
+Not here: the first and second person, punctuation, capitals, and sense: a squirrel may sell a hat.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -36,7 +34,6 @@ SHORTEST, LONGEST = 4, 25                   # English words in a sentence
 
 class Pair(NamedTuple):
     """A sentence, or a piece of one, in both languages."""
-
     source: list[str]
     target: list[str]
     alignment: list[tuple[int, int]]        # links (target word, source word), sorted
@@ -44,7 +41,6 @@ class Pair(NamedTuple):
 
 class Noun(NamedTuple):
     """The features of a noun that other words depend on."""
-
     kind: str               # a key of lexicon.NOUNS
     feminine: bool
     plural: bool
@@ -75,16 +71,12 @@ def join(*parts: Pair, order: list[int] | None = None) -> Pair:
 
 
 def agree(forms: list[str], noun: Noun) -> str:
-    """From four forms, in the order of the tables, the one with the noun's gender and number.
-
-    >>> agree(["rojo", "roja", "rojos", "rojas"], Noun("thing", feminine=True, plural=False))
-    'roja'
-    """
+    """The one of four forms, in the order of the tables, with the noun's gender and number."""
     return forms[2 * noun.plural + noun.feminine]
 
 
 def article(language: str, form: str, noun: str) -> str:
-    """The form of an Italian article before this noun; any other determiner is left as it is.
+    """The form of an Italian article before this noun; other determiners stay as they are.
 
     >>> [article("italian", "il", noun) for noun in ("gatto", "zaino", "specchio", "uomo")]
     ['il', 'lo', 'lo', "l'"]
@@ -112,15 +104,12 @@ def conjugate(language: str, forms: list[str], subject: Noun, past: bool) -> str
         return present[subject.plural]
     if auxiliary == "ha":
         return f"{'hanno' if subject.plural else 'ha'} {participle}"
-    agreeing = agree([participle[:-1] + ending for ending in "oaie"], subject)
-    return f"{'sono' if subject.plural else 'è'} {agreeing}"
+    participles = [participle[:-1] + ending for ending in "oaie"]
+    return f"{'sono' if subject.plural else 'è'} {agree(participles, subject)}"
 
 
 def uniforms(generator: torch.Generator | None) -> Iterator[float]:
-    """An endless stream of uniform numbers in [0, 1).
-
-    They are drawn 64 at a time, because a call of `torch.rand` costs far more than a number.
-    """
+    """An endless stream of uniform numbers in [0, 1), drawn 64 at a time, which is faster."""
     while True:
         yield from torch.rand(64, generator=generator).tolist()
 
@@ -129,8 +118,8 @@ class Writer:
     """Writes one sentence by random choices.
 
     No choice depends on the language, so one state of the generator gives the same English sentence
-    for both languages. `richness`, uniform in [0, 1), raises the probability of everything that
-    makes a sentence longer; it makes short and long sentences both frequent.
+    for both. `richness`, uniform in [0, 1), raises the probability of everything that makes a
+    sentence longer. Because it varies, short and long sentences are both frequent.
     """
 
     def __init__(self, language: str, generator: torch.Generator | None):
@@ -154,11 +143,8 @@ class Writer:
         """A word or expression that has one form."""
         return piece(" ".join(entry.english), " ".join(self.forms(entry)))
 
-    # Phrases.
-
-    def noun_phrase(
-        self, kind: str, preposition: Entry = NOTHING, definite: bool = False, long: bool = False
-    ) -> tuple[Pair, Noun]:
+    def noun_phrase(self, kind: str, preposition: Entry = NOTHING, definite: bool = False,
+                    long: bool = False) -> tuple[Pair, Noun]:
         """A noun phrase, such as "in the dirty white house", and its noun.
 
         With `definite`, the determiner is not "a" or "some". With `long`, a relative clause or a
@@ -169,14 +155,12 @@ class Writer:
         noun = Noun(kind, gender == "f", plural)
         the, this, a = lexicon.THE, lexicon.THIS, lexicon.A
         determiner = self.draw((the, the, this) if definite else (the, the, a, this))
-        adjectives = self.adjectives(noun)
-        head = piece(entry.english[plural], by_number[plural])
-
+        words = [*self.adjectives(noun), piece(entry.english[plural], by_number[plural])]
         english = determiner.english[plural]
-        if english == "a" and [*adjectives, head][0].source[0][0] in "aeiouAEIOU":
+        if english == "a" and words[0].source[0][0] in "aeiouAEIOU":
             english = "an"
         target = article(self.language, agree(self.forms(determiner), noun), by_number[plural])
-        parts = [self.determiner(preposition, english, target), *adjectives, head]
+        parts = [self.determiner(preposition, english, target), *words]
         # In the target the noun follows its determiner, and the adjectives follow it in reverse.
         phrase = join(*parts, order=[0, *range(len(parts) - 1, 0, -1)])
         if long and self.maybe(0.7 * self.richness):
@@ -189,23 +173,19 @@ class Writer:
         A contraction, such as «del», is linked to the words of the preposition and to "the".
         """
         words = self.forms(preposition)
-        contractions = lexicon.CONTRACTIONS[self.language]
-        if not words or (words[-1], target) not in contractions:
+        contraction = lexicon.CONTRACTIONS[self.language].get((*words[-1:], target))
+        if contraction is None:
             return join(self.fixed(preposition), piece(english, target))
         before = piece(" ".join(preposition.english), " ".join(words[:-1]))
         source = [*before.source, english]
-        links = [(len(before.target), s) for s in range(len(source))]
-        contraction = contractions[words[-1], target]
+        links = [(len(words) - 1, s) for s in range(len(source))]
         return Pair(source, [*before.target, contraction], before.alignment + links)
 
     def adjectives(self, noun: Noun) -> list[Pair]:
         """At most one state and one quality, such as "dirty white"."""
         entries = self.draw(lexicon.STATES[noun.kind]), self.draw(lexicon.QUALITIES[noun.kind])
-        return [
-            piece(entry.english[0], agree(self.forms(entry), noun))
-            for entry in entries
-            if self.maybe(0.1 + 0.4 * self.richness)
-        ]
+        return [piece(entry.english[0], agree(self.forms(entry), noun)) for entry in entries
+                if self.maybe(0.1 + 0.4 * self.richness)]
 
     def place(self) -> Pair:
         """A place, such as "near the white house"."""
@@ -215,8 +195,6 @@ class Writer:
         """A relative clause, such as "who sees the cat"."""
         pronoun = lexicon.WHO if noun.kind == "person" else lexicon.THAT
         return join(self.fixed(pronoun), self.predicate(noun, short=True))
-
-    # Predicates.
 
     def verb(self, entry: Entry, subject: Noun, negated: bool = False) -> Pair:
         """A verb in the present or in the past, such as "does not see"."""
@@ -228,14 +206,13 @@ class Writer:
         auxiliary = "did" if past else "do" if subject.plural else "does"
         words = [*self.forms(lexicon.NOT), *target.split()]
         # «no» is linked to "not", and every other word to the auxiliary and to the verb.
-        links = [(t, s) for t in range(1, len(words)) for s in (0, 2)]
-        return Pair([auxiliary, "not", they], words, [(0, 1), *links])
+        links = [(0, 1), *((t, s) for t in range(1, len(words)) for s in (0, 2))]
+        return Pair([auxiliary, "not", they], words, links)
 
     def being(self, subject: Noun) -> Pair:
         """The verb "to be" and an adjective, such as "was not very tired"."""
         is_state, past, negated = self.maybe(0.7), self.maybe(0.4), self.maybe(0.2)
-        adjectives = lexicon.STATES if is_state else lexicon.QUALITIES
-        adjective = self.draw(adjectives[subject.kind])
+        adjective = self.draw((lexicon.STATES if is_state else lexicon.QUALITIES)[subject.kind])
         be = lexicon.BE_STATE if is_state else lexicon.BE_QUALITY
         form = 2 * past + subject.plural
         parts = [piece(be.english[form], self.forms(be)[form])]
@@ -246,9 +223,9 @@ class Writer:
         return join(*parts, piece(adjective.english[0], agree(self.forms(adjective), subject)))
 
     def predicate(self, subject: Noun, short: bool = False) -> Pair:
-        """A verb with what follows it, such as "does not see the cat near the house".
+        """A predicate, such as "does not see the cat near the house".
 
-        With `short`, no relative clause and no place may follow.
+        With `short`, it has no relative clause and no place.
         """
         alive = subject.kind in ("person", "animal")
         pattern = self.draw(("be", "intransitive", "thing", "living")) if alive else "be"
@@ -258,19 +235,16 @@ class Writer:
                  "living": lexicon.LIVING_OBJECT}[pattern]
         negated = self.maybe(0.2)
         clause = self.verb(self.draw(verbs), subject, negated)
+        # An object is definite after a negated verb, because "does not see a hat" has two meanings,
+        # and after the personal «a», which is optional before an indefinite object.
         if pattern == "thing":
-            # "does not see a hat" has two meanings, so the object of a negated verb is definite.
             clause = join(clause, self.noun_phrase("thing", definite=negated, long=not short)[0])
         if pattern == "living":
-            # Before an indefinite object the personal «a» is optional, so the object is definite.
-            kind = self.draw(("person", "animal"))
-            clause = join(clause, self.noun_phrase(
-                kind, lexicon.PERSONAL_A, definite=True, long=not short)[0])
+            kind, a = self.draw(("person", "animal")), lexicon.PERSONAL_A
+            clause = join(clause, self.noun_phrase(kind, a, definite=True, long=not short)[0])
         if not short and self.maybe(0.5 * self.richness):
             clause = join(clause, self.place())
         return clause
-
-    # Sentences.
 
     def clause(self) -> Pair:
         """A subject and its predicate, such as "the nurse says that the boy sleeps"."""
@@ -285,16 +259,14 @@ class Writer:
         """One to three clauses with conjunctions between them."""
         sentence = self.clause()
         for _ in range(int(3 * self.richness)):
-            conjunction = self.fixed(self.draw(lexicon.CONJUNCTIONS))
-            sentence = join(sentence, conjunction, self.clause())
+            sentence = join(sentence, self.fixed(self.draw(lexicon.CONJUNCTIONS)), self.clause())
         return sentence
 
 
 def sample_pair(language: str, generator: torch.Generator | None = None) -> Pair:
     """A random sentence of 4 to 25 English words, with its translation and alignment.
 
-    language: "spanish" or "italian"; ValueError for any other. One state of the generator gives one
-    English sentence, whatever the language.
+    language: "spanish" or "italian"; ValueError for any other.
     """
     if language not in LANGUAGES:
         raise ValueError(f"translations are into {' or '.join(LANGUAGES)}, not {language!r}")
@@ -305,9 +277,5 @@ def sample_pair(language: str, generator: torch.Generator | None = None) -> Pair
 
 
 def written(words: list[str]) -> str:
-    """The words as a text, without a space after an article that ends in an apostrophe.
-
-    >>> written(["l'", "ape", "dorme"])
-    "l'ape dorme"
-    """
+    """The words as a text; ["l'", "ape", "dorme"] becomes "l'ape dorme"."""
     return " ".join(words).replace("' ", "'")

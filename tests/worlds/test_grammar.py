@@ -105,20 +105,20 @@ def test_entropy_and_expected_length(listed):
     assert math.isclose(grammar.expected_length(), length, rel_tol=1e-12)
 
 
-def test_next_token_probabilities_after_every_prefix(listed):
+def test_surprisal_of_every_token_after_every_prefix(listed):
+    """P(token | prefix) is the mass of the texts that go on with it over the mass of the prefix."""
     grammar, derivations = listed
-    mass, following = defaultdict(float), defaultdict(lambda: defaultdict(float))
+    mass = defaultdict(float)
     for text, p in derivations:
         pieces = [*tokens(text), ""]
-        for i, piece in enumerate(pieces):
-            prefix = "".join(pieces[:i])
-            mass[prefix] += p
-            following[prefix][piece] += p
-    for prefix, branches in following.items():
-        given = grammar.next_token_probabilities(prefix)
-        assert given.keys() == branches.keys()
-        for token, p in branches.items():
-            assert math.isclose(given[token], p / mass[prefix], rel_tol=1e-9)
+        for i in range(len(pieces) + 1):
+            mass[tuple(pieces[:i])] += p
+    for text, _ in derivations:
+        pieces, given = [*tokens(text), ""], grammar.surprisals(text)
+        assert [token for token, _ in given] == pieces
+        for i, (_, bits) in enumerate(given):
+            expected = mass[tuple(pieces[:i + 1])] / mass[tuple(pieces[:i])]
+            assert math.isclose(2 ** -bits, expected, rel_tol=1e-9)
 
 
 def test_only_choices_cost_bits():
@@ -291,11 +291,6 @@ def test_why_not_shows_the_last_of_what_came_before():
     reason = Grammar({"a": fox + " dog"}).why_not(fox + " cat")
     assert reason == ("at character 39, after ' jumps over the lazy': "
                       "' cat' cannot come here, but ' dog' can")
-
-
-def test_a_prefix_that_no_text_begins_with_is_refused():
-    with pytest.raises(ValueError, match="' six' cannot come here"):
-        Grammar(*DICE).next_token_probabilities("three or six")
 
 
 def test_values_that_come_twice_are_refused():
