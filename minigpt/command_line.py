@@ -142,6 +142,18 @@ def close_broken_streams() -> None:
             os.close(null)
 
 
+def end_script_in_order() -> None:
+    """Lets a script end as a command does: Ctrl-C and a closed pipe give a status, no traceback."""
+    def hook(kind, error, traceback):
+        if not issubclass(kind, (KeyboardInterrupt, BrokenPipeError)):
+            sys.__excepthook__(kind, error, traceback)
+            return
+        close_broken_streams()
+        os._exit(INTERRUPTED if issubclass(kind, KeyboardInterrupt) else CLOSED_PIPE)
+
+    sys.excepthook = hook
+
+
 @contextmanager
 def importing():
     """Ctrl-C ends the program at once and without a word: nothing has been done yet.

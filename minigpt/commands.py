@@ -181,30 +181,24 @@ def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
 def check_length(tokens: Tensor, config: GPTConfig) -> None:
     """ValueError if the text is too short to train on and to hold out a part of."""
     training_tokens, held_out = split(tokens)
-    make_random_windows(training_tokens, 1, config.context_length + 1)
     if len(held_out) < 2:
         raise ValueError(f"the text has {len(tokens)} tokens, and its last tenth is held out; "
                          "use a text of at least 20")
+    make_random_windows(training_tokens, 1, config.context_length + 1)
 
 
 def check_memory(config: GPTConfig, batch_size: int) -> None:
     """ValueError if a training step surely needs more memory than there is.
 
-    Per parameter: the weight, its gradient and two moments of the optimizer, 4 bytes each. Per
+    Per weight: the weight, its gradient and two moments of the optimizer, 4 bytes each. Per
     token of a batch: at least 12 vectors of d_model per layer for the backward pass, and the logits
     with their gradient.
     """
-    def parameters(n_layers: int) -> int:
-        with torch.device("meta"):                      # shapes without memory
-            return count_parameters(GPT(GPTConfig(**{**vars(config), "n_layers": n_layers})))
-
-    block = parameters(2) - parameters(1)
-    n_parameters = parameters(1) + (config.n_layers - 1) * block
     per_token = 12 * config.n_layers * config.d_model + 2 * config.vocab_size
-    needed = 16 * n_parameters + 4 * batch_size * config.context_length * per_token
+    needed = 16 * config.n_weights + 4 * batch_size * config.context_length * per_token
     memory = available_memory()
     if memory is not None and needed > memory:
-        raise ValueError(f"a model of {n_parameters:,} parameters with batch_size {batch_size} and "
+        raise ValueError(f"a model of {config.n_weights:,} weights with batch_size {batch_size} and "
                          f"context_length {config.context_length} needs at least "
                          f"{needed / 1e9:,.1f} GB of memory, and this machine has "
                          f"{memory / 1e9:,.1f} GB; take a smaller --d-model, --n-layers, "

@@ -172,7 +172,7 @@ def test_beam_one_is_greedy_and_wider_is_no_worse():
         _, five = beam_search(model, prompt, 5, n_beams=40)
         assert five[0] >= one[0] - 1e-9
         better += (five[0] > one[0] + 1e-6).item()
-    assert better > 0                                                   # or the claim would be empty
+    assert better > 0                                   # or the claim would be empty
 
 
 def test_beam_with_and_without_cache_agree():

@@ -27,7 +27,7 @@ PIECE = 2**18                           # characters that are encoded at a time
 WORD_END = re.compile(r"(?<=\S)[ \n]")  # no tokenizer's word crosses the place before this space
 
 
-def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+def pieces(text: str, size: int) -> Iterator[str]:
     """The text in pieces of about `size` characters; each ends where a word ends.
 
     Encoding the pieces gives the same tokens as encoding the text, because a word is never cut.
@@ -66,7 +66,7 @@ def encode_pieces(tokenizer: Tokenizer, text: str, progress: bool = True) -> Ite
     dtype, start = narrowest(tokenizer.vocab_size), 0
     with tqdm(total=len(text), desc="encoding", unit="char", unit_scale=True, leave=False,
               disable=None if progress and len(text) > PIECE else True) as bar:
-        for piece in pieces(text):
+        for piece in pieces(text, PIECE):
             try:
                 ids = tokenizer.encode(piece)
             except ValueError as error:                 # its index counts from the piece's start
@@ -114,7 +114,7 @@ def open_tokens(path: Path, tokenizer: Tokenizer, origin: dict) -> Tensor | None
         with open(path, "rb") as file:
             header = json.loads(file.read(HEADER))
         count = header.pop("count")
-    except (FileNotFoundError, ValueError, KeyError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if header != {**origin, "dtype": dtype.str} or type(count) is not int or count < 1:
         return None
