@@ -115,21 +115,14 @@ SPLIT = {(kind, held_out): [i for i in INSTRUCTIONS
 
 
 def sample_instruction(generator: torch.Generator, held_out: bool = False) -> Instruction:
-    """An instruction to train on, or with `held_out` one to test on.
-
-    Each kind is equally probable, and so is each instruction of a kind.
-    """
+    """An instruction to train or to test on, its kind drawn uniformly, then one of that kind."""
     def draw(options):
         return options[int(torch.randint(len(options), (), generator=generator))]
     return draw(SPLIT[draw(KINDS), held_out])
 
 
 def statements(answer: str) -> list[str]:
-    """The sentences of an answer without questions, "the answer is:" and the courtesy.
-
-    >>> statements("where is the owl? answer: gladly, the owl is red. goodbye")
-    ['the owl is red', 'goodbye']
-    """
+    """The sentences of an answer without questions, "the answer is:" and the courtesy."""
     sentences = re.findall(r"[^.:?]+(?=\.|$)", answer)       # each stands before "." or the end
     return [re.sub(r"^(gladly|sorry), ", "", sentence.strip()) for sentence in sentences]
 

@@ -133,8 +133,6 @@ class Grammar:
                 if part.kind == "rule" and part.name[0] == "[":
                     self._add(part.name, part.name[1:-1].split("|"))
 
-    # Checking and measuring: one walk over all parts that a text can reach.
-
     def _measure(self, part: Part, known: dict[str, dict[str, float]], path: tuple) -> Measures:
         """Checks and measures a part and all parts below it. `path`: the rules that lead to it.
 

@@ -50,11 +50,7 @@ def is_word(token: str) -> bool:
 
 
 def parse(rule: str, text: str) -> list[Part]:
-    """The parts of an alternative of a rule. [a|b] becomes a rule of that name, which Grammar adds.
-
-    >>> [part.name for part in parse("text", "{who=NAME} [ran|fell].")]
-    ['who', '[ran|fell]', '.']
-    """
+    """The parts of a rule's alternative; [a|b] is a rule of that name, which Grammar adds."""
     parts, at = [], 0
     while at < len(text) or not parts:
         match = PART.match(text, at)

@@ -7,10 +7,10 @@
 An action is a step in one of four directions. A step into a wall or over the edge of the map leaves
 the cat in its cell.
 
-Source: course B, "Configuración de RL", for the cat, its steps and its rewards. The slippery floor
-is that of Russell and Norvig 2010, §17.1.
-Course B leaves two questions open. Here the meat ends the episode, as the bathtub does. The reward
-belongs to the cell where a step ends: a step from the broom into a wall costs 1 again.
+Source: course B, "Configuración de RL" (the cat, its steps and rewards); Russell and Norvig 2010,
+§17.1 (the slippery floor). Course B leaves two questions open. Here the meat ends the episode, as
+the bathtub does. The reward belongs to the cell where a step ends: a step from the broom into a
+wall costs 1 again.
 
 Shapes: S states, A actions.
 """
@@ -105,14 +105,7 @@ class Grid(MDP):
         super().__init__(transitions, rewards, terminal, start=self.symbols.index("S"))
 
     def arrows(self, policy: Tensor) -> str:
-        """The map as text, with an arrow for the most likely action of each cell; policy (S, A).
-
-        >>> grid = Grid("S#M\\n.b.")
-        >>> policy = torch.eye(4)[torch.tensor([2, 0, 1, 1, 0])]        # one action per state
-        >>> print(grid.arrows(policy))
-        ↓#M
-        →→↑
-        """
+        """The map as text, with an arrow for the most likely action of each cell; policy (S, A)."""
         picture = [list(row) for row in self.rows]
         for s, (y, x) in enumerate(self.cells):
             if not self.terminal[s]:

@@ -80,11 +80,7 @@ def reward(tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def written(tokens: Tensor) -> str:
-    """A customer and the reply as text: (T,) -> str.
-
-    >>> written(torch.tensor([5, 2, 4, 0, 0, 0]))
-    'now → no sorry .'
-    """
+    """A customer and the reply as text, such as "now → no sorry .": (T,) -> str."""
     words = [WORDS[token] for token in tokens.tolist()]
     end = words.index(".", 1) + 1 if "." in words[1:] else len(words)
     return f"{words[0]} → {' '.join(words[1:end])}"

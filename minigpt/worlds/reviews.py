@@ -55,17 +55,14 @@ REVIEWS = tuple(Grammar(rules(". ".join(SENTENCES) + "!", stance)) for stance in
 MOODS = tuple(Grammar(rules(list(SENTENCES), stance)) for stance in (AGAINST, FOR))
 
 
-def sample(generator: torch.Generator) -> tuple[str, int]:
-    """One review and its stance, AGAINST or FOR, each with probability ½."""
-    stance = int(torch.randint(2, (), generator=generator))
-    return REVIEWS[stance].sample(generator), stance
-
-
 def sample_many(n: int, seed: int) -> tuple[list[str], list[int]]:
-    """n reviews and their stances. The same seed gives the same ones; a larger n adds to them."""
+    """n reviews and their stances, each with probability ½; a larger n adds reviews at the end."""
     generator = torch.Generator().manual_seed(seed)
-    reviews = [sample(generator) for _ in range(n)]
-    return [review for review, _ in reviews], [stance for _, stance in reviews]
+    reviews, stances = [], []
+    for _ in range(n):
+        stances.append(int(torch.randint(2, (), generator=generator)))
+        reviews.append(REVIEWS[stances[-1]].sample(generator))
+    return reviews, stances
 
 
 def entropy() -> float:
@@ -79,12 +76,7 @@ def surprisal(review: str) -> float:
 
 
 def label(review: str) -> int | None:
-    """The stance that can write the whole review, AGAINST or FOR; None if neither can.
-
-    >>> STANCES[label("Saw it with Ada. The plot was dull at first, but superb by the end. "
-    ...               "It lasted two hours. I never yawned. My advice: do not miss it!")]
-    'for'
-    """
+    """The stance that can write the whole review, AGAINST or FOR; None if neither can."""
     return next((s for s in (AGAINST, FOR) if REVIEWS[s].is_grammatical(review)), None)
 
 

@@ -117,9 +117,9 @@ def uniforms(generator: torch.Generator | None) -> Iterator[float]:
 class Writer:
     """Writes one sentence by random choices.
 
-    No choice depends on the language, so one state of the generator gives the same English sentence
-    for both. `richness`, uniform in [0, 1), raises the probability of everything that makes a
-    sentence longer. Because it varies, short and long sentences are both frequent.
+    No choice depends on the language, so one state of the generator gives one English sentence for
+    both. `richness`, uniform in [0, 1), raises the probability of everything that makes a sentence
+    longer. Because it varies, short and long sentences are both frequent.
     """
 
     def __init__(self, language: str, generator: torch.Generator | None):
@@ -173,13 +173,14 @@ class Writer:
         A contraction, such as «del», is linked to the words of the preposition and to "the".
         """
         words = self.forms(preposition)
-        contraction = lexicon.CONTRACTIONS[self.language].get((*words[-1:], target))
-        if contraction is None:
+        contractions = lexicon.CONTRACTIONS[self.language]
+        if not words or (words[-1], target) not in contractions:
             return join(self.fixed(preposition), piece(english, target))
         before = piece(" ".join(preposition.english), " ".join(words[:-1]))
         source = [*before.source, english]
         links = [(len(words) - 1, s) for s in range(len(source))]
-        return Pair(source, [*before.target, contraction], before.alignment + links)
+        target = [*before.target, contractions[words[-1], target]]
+        return Pair(source, target, before.alignment + links)
 
     def adjectives(self, noun: Noun) -> list[Pair]:
         """At most one state and one quality, such as "dirty white"."""
@@ -212,8 +213,9 @@ class Writer:
     def being(self, subject: Noun) -> Pair:
         """The verb "to be" and an adjective, such as "was not very tired"."""
         is_state, past, negated = self.maybe(0.7), self.maybe(0.4), self.maybe(0.2)
-        adjective = self.draw((lexicon.STATES if is_state else lexicon.QUALITIES)[subject.kind])
-        be = lexicon.BE_STATE if is_state else lexicon.BE_QUALITY
+        adjectives, be = ((lexicon.STATES, lexicon.BE_STATE) if is_state
+                          else (lexicon.QUALITIES, lexicon.BE_QUALITY))
+        adjective = self.draw(adjectives[subject.kind])
         form = 2 * past + subject.plural
         parts = [piece(be.english[form], self.forms(be)[form])]
         if negated:
@@ -264,10 +266,7 @@ class Writer:
 
 
 def sample_pair(language: str, generator: torch.Generator | None = None) -> Pair:
-    """A random sentence of 4 to 25 English words, with its translation and alignment.
-
-    language: "spanish" or "italian"; ValueError for any other.
-    """
+    """A random sentence of 4 to 25 English words, with its translation into one of LANGUAGES."""
     if language not in LANGUAGES:
         raise ValueError(f"translations are into {' or '.join(LANGUAGES)}, not {language!r}")
     while True:

@@ -176,8 +176,6 @@ def test_samples_depend_on_the_generator_alone():
     texts, stances = reviews.sample_many(20, seed=7)
     assert torch.equal(torch.get_rng_state(), state)
     assert [row[:9] for row in (texts, stances)] == list(reviews.sample_many(9, seed=7))
-    generator = torch.Generator().manual_seed(7)
-    assert [reviews.sample(generator) for _ in range(20)] == list(zip(texts, stances))
     assert reviews.sample_many(20, seed=8)[0] != texts
 
 
