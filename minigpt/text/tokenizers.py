@@ -69,7 +69,7 @@ def number_special_tokens(names: Sequence[str], first_id: int) -> dict[str, int]
 
 
 class Tokenizer:
-    """The parts that all three kinds share.
+    """The methods that all three kinds share.
 
     A kind has `vocabulary` (id -> its str or bytes) and `special_tokens` (name -> id).
     """
@@ -81,13 +81,13 @@ class Tokenizer:
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """The ids of a text.
 
-        The name of a special token in the text is ordinary text, so that nobody can insert the
-        token by typing "<|endoftext|>". With `allow_special` the name becomes the token's id
-        (where two names fit, the longer one).
+        The name of a special token in a text is ordinary text. So a user cannot insert the token by
+        typing "<|endoftext|>". With `allow_special` the name becomes the token's id; where two
+        names fit, the longer one.
 
-        ValueError for a character that has no id; the message says which and where. For a
-        CharTokenizer that is a character that its training text did not have. For a BPETokenizer
-        it can only be a lone surrogate.
+        ValueError for a character that has no id; the message says which and where. A CharTokenizer
+        has ids for the characters of its training text, a BPETokenizer for all characters (a lone
+        surrogate is none).
         """
         if not (allow_special and self.special_tokens):
             return self._encode_ordinary(text, 0)
@@ -109,10 +109,10 @@ class Tokenizer:
         return "".join(self.decode_stream(ids))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of ids that arrive one by one, in pieces: joined, they are `decode` of all ids.
+        """The text of ids that arrive one by one, in pieces; joined, they are `decode` of all ids.
 
-        A piece is given as soon as its characters are complete. A BPETokenizer's token can end in
-        the middle of a character; the next piece then has the whole character.
+        A piece is given as soon as its characters are complete. A token of a BPETokenizer can end
+        in the middle of a character; then the whole character is in a later piece.
 
         >>> list(BPETokenizer([]).decode_stream([195, 177, 111]))
         ['ñ', 'o']
@@ -120,11 +120,11 @@ class Tokenizer:
         yield from self._look_up(ids)
 
     def _look_up(self, ids: Iterable[int]) -> Iterator:
+        size = self.vocab_size
         for position, i in enumerate(map(operator.index, ids)):
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"id {i} at index {position} is not in this vocabulary of "
-                                 f"{self.vocab_size}, 0 to {self.vocab_size - 1}; was it made with "
-                                 "another tokenizer?")
+            if not 0 <= i < size:
+                raise ValueError(f"id {i} at index {position} is not in this vocabulary of {size}, "
+                                 f"0 to {size - 1}; was it made with another tokenizer?")
             yield self.vocabulary[i]
 
     def save(self, path: str | Path) -> None:
@@ -400,6 +400,9 @@ class BPETokenizer(Tokenizer):
                 self._cache.clear()
             self._cache[word] = ids
         return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(self._look_up(ids)).decode("utf-8", errors="replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -44,11 +44,11 @@ def test_a_saved_tokenizer_comes_back_exactly(kind, tmp_path):
 
 def test_a_saved_word_tokenizer_keeps_the_places_of_its_special_tokens(tmp_path):
     for keep_spaces in (False, True):
-        tokenizer = WordTokenizer(["<pad>", "b", "a", "<X>"], ["<X>", "<pad>"], keep_spaces)
+        tokenizer = WordTokenizer(["<X>", "b", "a", "<pad>"], ["<pad>", "<X>"], keep_spaces)
         tokenizer.save(tmp_path / "t.json")
         loaded = WordTokenizer.load(tmp_path / "t.json")
-        assert loaded.vocabulary == ["<pad>", "b", "a", "<X>"]
-        assert list(loaded.special_tokens.items()) == [("<X>", 3), ("<pad>", 0)]
+        assert loaded.vocabulary == ["<X>", "b", "a", "<pad>"]
+        assert list(loaded.special_tokens.items()) == [("<pad>", 3), ("<X>", 0)]
         assert loaded.keep_spaces is keep_spaces
         assert loaded.decode([1, 2]) == ("ba" if keep_spaces else "b a")
 

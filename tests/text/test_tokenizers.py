@@ -1,12 +1,15 @@
 """The three tokenizers: ids found by hand, texts that come back, and text decoded in pieces."""
 import functools
 import random
+import re
 
 import pytest
 import torch
 
 from minigpt.text import tokenizers
 from minigpt.text.tokenizers import BPETokenizer, CharTokenizer, WordTokenizer
+from minigpt.worlds.grammar import tokens as grammar_tokens
+from minigpt.worlds.stories import STORIES
 
 TEXT = ("she sells sea shells by the sea shore; the shells she sells are sea-shells, "
         "I'm sure. " * 3).rstrip()
@@ -108,6 +111,16 @@ def test_words_round_trip(keep_spaces, random_text):
             text = " ".join(word for word in text.split(" ") if word) or "a"
         tokenizer = WordTokenizer.train(text, keep_spaces=keep_spaces)
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_words_that_keep_their_spaces_are_the_tokens_of_a_grammar(random_text):
+    """A grammar's entropy is known token by token, so the lessons need the very same tokens."""
+    rng = random.Random(2)
+    for text in [*STORIES.sample_many(50, seed=1), *(random_text(rng, 30) for _ in range(200))]:
+        text = re.sub(" +", " ", text).strip(" ") or "a"
+        tokenizer = WordTokenizer.train(text, keep_spaces=True)
+        ids = tokenizer.encode(text)
+        assert [tokenizer.vocabulary[i] for i in ids] == list(grammar_tokens(text))
 
 
 def test_an_unknown_word_is_named_with_its_place():
