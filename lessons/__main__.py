@@ -297,7 +297,7 @@ def tabulate(ledgers: list[dict | None], numbers: list[int]) -> list[tuple]:
     return results
 
 
-NUMBER = re.compile(r"[-−]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"[-−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def spread(details: dict[int, str]) -> list[str]:

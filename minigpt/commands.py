@@ -198,8 +198,8 @@ def check_memory(config: GPTConfig, batch_size: int) -> None:
     needed = 16 * config.n_weights + 4 * batch_size * config.context_length * per_token
     memory = available_memory()
     if memory is not None and needed > memory:
-        raise ValueError(f"a model of {config.n_weights:,} weights with batch_size {batch_size} and "
-                         f"context_length {config.context_length} needs at least "
+        raise ValueError(f"a model of {config.n_weights:,} weights with batch_size {batch_size} "
+                         f"and context_length {config.context_length} needs at least "
                          f"{needed / 1e9:,.1f} GB of memory, and this machine has "
                          f"{memory / 1e9:,.1f} GB; take a smaller --d-model, --n-layers, "
                          "--batch-size or --context-length")

@@ -1,6 +1,6 @@
 """Plotting: the look that all figures share.
 
-Lines differ in colour, dash and brightness, so that they can be told apart in a grey print.
+Lines differ in colour and dash, so that they can be told apart in a grey print.
 Figures are made without pyplot: they need no window and no display, and nothing has to be closed.
 """
 import io
@@ -22,7 +22,7 @@ finally:
     if _backend is not None:
         os.environ["MPLBACKEND"] = _backend
 
-# The colour-blind safe set of Okabe and Ito, ordered so that neighbours also differ in brightness.
+# The colour-blind safe set of Okabe and Ito. The first four also differ in brightness.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 DASHES = ["-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 3)), (0, (1, 3))]
 matplotlib.rcdefaults()                 # whatever a matplotlibrc on this machine says

@@ -13,13 +13,13 @@ ROWS = [{"step": 0, "train_loss": float("nan"), "val_loss": 3.0},
         {"step": 9, "train_loss": 2, "val_loss": 1}]
 
 
-def test_neighbouring_lines_differ_in_brightness():
+def test_the_first_four_colours_differ_in_brightness_and_all_lines_in_dash():
     def grey(colour):
         red, green, blue = (int(colour[i:i + 2], 16) for i in (1, 3, 5))
         return 0.299 * red + 0.587 * green + 0.114 * blue
 
-    greys = [grey(colour) for colour in plotting.COLOURS]
-    assert all(abs(a - b) > 5 for a, b in zip(greys, greys[1:]))
+    greys = sorted(grey(colour) for colour in plotting.COLOURS[:4])
+    assert all(b - a > 10 for a, b in zip(greys, greys[1:]))
     assert len(set(map(str, plotting.DASHES))) == len(plotting.DASHES) == len(plotting.COLOURS)
 
 
