@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt.models.checks import check_sizes
-from minigpt.text.representations import refuse_unknown_ids
+from minigpt.text.representations import check_ids
 
 
 class NeuralLM(nn.Module):
@@ -61,7 +61,7 @@ class NeuralLM(nn.Module):
             raise ValueError(
                 f"tokens are (batch, time) with at least one token, not {tuple(tokens.shape)}"
             )
-        refuse_unknown_ids(tokens, self.vocab_size)         # id V is a row of C, but not a token
+        check_ids(tokens, self.vocab_size)                  # id V is a row of C, but not a token
         # The first prediction has one token before it, so n − 2 places are missing.
         padded = F.pad(tokens, (self.order - 2, 0), value=self.vocab_size)  # (B, T + n − 2)
         contexts = padded.unfold(1, self.order - 1, 1)                  # (B, T, n − 1)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from minigpt.models.checks import check_sizes
-from minigpt.text.representations import refuse_unknown_ids
+from minigpt.text.representations import check_ids
 
 LARGEST_SMOOTHING = 1e9                 # above it κ d(h) could overflow float32
 
@@ -93,7 +93,7 @@ class NGram:
 
         Its digits in base V are the tokens, the oldest first.
         """
-        refuse_unknown_ids(grams, self.vocab_size)
+        check_ids(grams, self.vocab_size)
         code = grams.new_zeros(grams.shape[:-1], dtype=torch.int64)
         for i in range(grams.size(-1)):
             code = code * self.vocab_size + grams[..., i]

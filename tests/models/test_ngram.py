@@ -180,7 +180,7 @@ def test_texts_to_count_are_refused():
     for bad in (-1, 5):
         with pytest.raises(ValueError, match=f"id {bad} is outside a vocabulary of 5"):
             model.fit(torch.tensor([0, bad, 1]))
-    with pytest.raises(ValueError, match="whole numbers"):
+    with pytest.raises(ValueError, match="which are integers"):
         model.fit(torch.tensor([0.0, 1.0, 2.0]))
 
 
