@@ -134,6 +134,8 @@ def test_two_answers_to_the_same_prompt_are_compared():
     (PROMPT, [[0, 0, 1, 1], [0, 0, 0, 0]]),                             # no answer
     (PROMPT, [[0, 0, 0, 0], [0, 0, 1, 0]]),
     ([PROMPT[0], PROMPT[0]], [[0, 0, 0, 0], [0, 0, 0, 0]]),
+    (PROMPT, [[1, 1, 1, 1], [0, 0, 0, 0]]),
+    (PROMPT, [[0, 0, 0, 0], [1, 1, 1, 1]]),
 ])
 def test_two_answers_to_different_prompts_are_refused(rows, mask):
     """They stand in rows 2 and 3, after a pair that is in order; the message names them."""

@@ -83,7 +83,7 @@ def test_a_drawing_has_an_arrow_for_each_likely_action():
     policy = one_action_per_state(DOWN, LEFT, LEFT, LEFT, DOWN, UP, UP, LEFT, LEFT, LEFT)
     policy[0] = torch.tensor([0.5, 0.5, 0, 0])                          # two arrows in the corner
     policy[1] = torch.tensor([0.021, 0, 0, 0.979])                      # two: 2.1 % is drawn
-    policy[3] = torch.tensor([0.02, 0, 0, 0.98])                        # one: 2 % is not
+    policy[3] = torch.tensor([0.02, 0, 0, 0.98], dtype=torch.double)    # one: 2 % is not
     axes, arrows, _ = drawing(policy)
     assert len(arrows) == 8 + 2                                         # 8 cells are not terminal
     assert axes.yaxis_inverted()                                        # rows count down
