@@ -1,7 +1,8 @@
-"""A world of 31 answers in which every expectation is a finite sum, written in plain Python beside the library.
+"""A world of 31 answers, in which every expectation is a finite sum that plain Python computes.
 
-Three tokens, answers of at most four, token 0 stops; the prompt *is* the stop token, so a code that looks for the end by value and
-not by place goes wrong at once. Everything here is lists, loops and `math`: the library's tensors are compared with it.
+There are three tokens, an answer has at most four, and token 0 stops it. The prompt *is* the stop
+token, so code that finds the end of an answer by its value and not by its place fails. Everything
+here is computed with lists, loops and `math`, and the library's tensors are compared with it.
 """
 import itertools
 import math
@@ -13,28 +14,31 @@ from minigpt.alignment.exact import Table
 from minigpt.alignment.rollouts import Rollout
 
 V, L, STOP = 3, 4, 0
-ROWS = {prefix: i for i, prefix in enumerate(p for n in range(1, L + 1) for p in itertools.product(range(V), repeat=n))}
+PREFIXES = [p for n in range(1, L + 1) for p in itertools.product(range(V), repeat=n)]
+ROWS = {prefix: i for i, prefix in enumerate(PREFIXES)}
 
 
 def listed(vocab_size, longest, stop):
-    """Every string, asked whether it is an answer."""
-    strings = (s for n in range(1, longest + 1) for s in itertools.product(range(vocab_size), repeat=n))
+    """Every string that is an answer."""
+    strings = [s for n in range(1, longest + 1)
+               for s in itertools.product(range(vocab_size), repeat=n)]
     return [s for s in strings if stop not in s[:-1] and (s[-1] == stop or len(s) == longest)]
 
 
 class World:
-    """One prompt, its answers, a policy, a reference, a reward a answer, and what plain Python says about them."""
+    """One prompt and its answers, a reward for each answer, a policy and a reference."""
 
     def __init__(self, seed=0, prompt=(STOP,)):
         self.generator = torch.Generator().manual_seed(seed)
         self.prompt, self.answers, self.beta = prompt, listed(V, L, STOP), 0.7
         length = len(prompt) + L
         padded = [list(prompt) + list(a) + [STOP] * (L - len(a)) for a in self.answers]
-        self.tokens = torch.tensor(padded)                                                          # (31, T)
-        self.mask = torch.tensor([[len(prompt) <= t < len(prompt) + len(a) for t in range(length)] for a in self.answers])
+        self.tokens = torch.tensor(padded)                              # (31, T)
+        self.mask = torch.tensor([[len(prompt) <= t < len(prompt) + len(a) for t in range(length)]
+                                  for a in self.answers])
         self.actions = self.mask[:, 1:]
         self.policy, self.reference = self.table(), self.table()
-        self.rewards = torch.randn(len(self.answers), generator=self.generator, dtype=torch.float64)
+        self.rewards = torch.randn(31, generator=self.generator, dtype=torch.float64)
 
     def table(self, n_outputs=V):
         table = Table(V, L, n_outputs).double()
@@ -45,7 +49,8 @@ class World:
     def steps(self, table):
         """prefix -> [log π(token | prefix)], by exp and log."""
         rows = table.rows.detach().tolist()
-        return {p: [x - math.log(math.fsum(map(math.exp, rows[i]))) for x in rows[i]] for p, i in ROWS.items()}
+        log_sums = [math.log(math.fsum(map(math.exp, row))) for row in rows]
+        return {p: [x - log_sums[i] for x in rows[i]] for p, i in ROWS.items()}
 
     def token_logprobs(self, table):
         """answer -> the log-probabilities of its tokens."""
@@ -62,37 +67,47 @@ class World:
         return math.fsum(p * float(v) for p, v in zip(self.probabilities(table), values))
 
     def kl(self, table, other):
-        return self.expectation(table, [a - b for a, b in zip(self.logprobs(table), self.logprobs(other))])
+        pairs = zip(self.logprobs(table), self.logprobs(other))
+        return self.expectation(table, [a - b for a, b in pairs])
+
+    def objective(self, table):
+        """J = E[r] − β·KL(table‖reference)."""
+        return self.expectation(table, self.rewards) - self.beta * self.kl(table, self.reference)
 
     def log_z(self, beta=None):
         beta = beta or self.beta
-        return math.log(math.fsum(p * math.exp(r / beta) for p, r in zip(self.probabilities(self.reference), self.rewards.tolist())))
+        pairs = zip(self.probabilities(self.reference), self.rewards.tolist())
+        return math.log(math.fsum(p * math.exp(r / beta) for p, r in pairs))
 
     def best(self, beta=None):
-        """π*(y), one by one."""
+        """π*(y) of each answer."""
         beta, z = beta or self.beta, math.exp(self.log_z(beta))
-        return [p * math.exp(r / beta) / z for p, r in zip(self.probabilities(self.reference), self.rewards.tolist())]
+        pairs = zip(self.probabilities(self.reference), self.rewards.tolist())
+        return [p * math.exp(r / beta) / z for p, r in pairs]
 
     def scores(self, table):
-        """∇ log π(y) by hand: a softmax row that was visited gets 1[token taken] − π(token). (31, number of parameters)"""
+        """∇ log π(y) by hand, (31, parameters): 1[token taken] − π(token) in each visited row."""
         return self.step_scores(table).sum(1)
 
     def step_scores(self, table):
-        """The same, one term a step: (31, L, number of parameters)."""
-        steps, result = self.steps(table), torch.zeros(len(self.answers), L, len(ROWS), V, dtype=torch.float64)
+        """The same with one term for each step: (31, L, parameters)."""
+        steps = self.steps(table)
+        result = torch.zeros(len(self.answers), L, len(ROWS), V, dtype=torch.float64)
         for i, a in enumerate(self.answers):
             for t in range(len(a)):
                 prefix = self.prompt + a[:t]
                 for token in range(V):
-                    result[i, t, ROWS[prefix], token] = (a[t] == token) - math.exp(steps[prefix][token])
+                    slope = (a[t] == token) - math.exp(steps[prefix][token])
+                    result[i, t, ROWS[prefix], token] = slope
         return result.flatten(2)
 
     def gradient(self, table, weights):
         """Σ_y π(y) w(y) ∇ log π(y) for weights (31,)."""
-        return sum(p * float(w) * s for p, w, s in zip(self.probabilities(table), weights, self.scores(table)))
+        terms = zip(self.probabilities(table), weights, self.scores(table))
+        return sum(p * float(w) * s for p, w, s in terms)
 
     def difference(self, function, table, h=1e-5):
-        """∇ by moving each parameter that an answer can meet, up and down; `function(table)` -> float."""
+        """∇ of `function(table)` -> float by central differences of each parameter that matters."""
         result = torch.zeros(len(ROWS), V, dtype=torch.float64)
         met = {self.prompt + a[:t] for a in self.answers for t in range(len(a))}
         with torch.no_grad():
@@ -120,9 +135,10 @@ class World:
         return Rollout(self.tokens, self.mask, self.listed_logprobs(table or self.policy))
 
     def score(self, tokens, mask):
-        """The reward of given answers, found by what they say, not by where they stand in the list."""
+        """The rewards of given answers, which are found by their tokens."""
         worth = dict(zip(self.answers, self.rewards.tolist()))
-        return torch.tensor([worth[tuple(row[m].tolist())] for row, m in zip(tokens, mask)], dtype=torch.float64)
+        rewards = [worth[tuple(row[m].tolist())] for row, m in zip(tokens, mask)]
+        return torch.tensor(rewards, dtype=torch.float64)
 
 
 @pytest.fixture

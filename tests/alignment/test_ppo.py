@@ -1,4 +1,4 @@
-"""PPO's parts against loops, hand arithmetic and exact sums; PPO as a whole against the best policy there is."""
+"""PPO's parts against loops and exact sums; PPO as a whole against the optimal policy."""
 import math
 
 import pytest
@@ -32,16 +32,17 @@ def close(got, wanted, atol=1e-12):
 
 
 def ragged(seed=0):
-    """Rewards, values and masks of four rows: two prompt places at most, ends at several places, junk where nothing counts."""
+    """Rewards, values and mask of four answers that begin and end at different places."""
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.tensor([[0, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]], dtype=torch.bool)
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0],
+                         [0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]], dtype=torch.bool)
     rewards, values = torch.randn(2, 4, 6, generator=generator, dtype=F64)
     return rewards, values, mask
 
 
-# ---- 10: generalised advantages ----
+# ---- generalised advantages ----
 
-@pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (1.0, 0.0), (0.7, 1.0)])
+@pytest.mark.parametrize("gamma, lam", [(1, 0.95), (0.9, 0.5), (1, 1), (1, 0), (0.7, 1)])
 def test_advantages_are_the_explicit_sum_of_discounted_errors(gamma, lam):
     rewards, values, mask = ragged()
     advantages, returns = gae(rewards, values, mask, gamma, lam)
@@ -64,7 +65,7 @@ def test_the_defaults_are_no_discount_and_lambda_095():
     close(torch.stack(gae(*ragged())), torch.stack(gae(*ragged(), gamma=1.0, lam=0.95)))
 
 
-def test_advantages_are_blind_to_what_is_not_counted():
+def test_advantages_do_not_depend_on_what_is_not_counted():
     rewards, values, mask = ragged()
     base = gae(rewards, values, mask)
     for junk in (5.0, math.nan, math.inf):
@@ -75,7 +76,7 @@ def test_advantages_are_blind_to_what_is_not_counted():
 
 
 def exact_value(world):
-    """V(prefix) of the policy itself: what is still to come, by recursion. State prefix -> value."""
+    """V of each prefix under the policy: the expected rewards still to come, by recursion."""
     pi, ref = world.steps(world.policy), world.steps(world.reference)
     worth, V = dict(zip(world.answers, world.rewards.tolist())), {}
 
@@ -83,19 +84,21 @@ def exact_value(world):
         total = 0.0
         for token, (a, b) in enumerate(zip(pi[world.prompt + answer], ref[world.prompt + answer])):
             child = answer + (token,)
-            total += math.exp(a) * (-world.beta * (a - b) + (worth[child] if child in worth else value(child)))
+            to_come = worth[child] if child in worth else value(child)
+            total += math.exp(a) * (-world.beta * (a - b) + to_come)
         V[answer] = total
         return total
 
     value(())
-    return torch.tensor([[V[a[:t]] if t < len(a) else 0.0 for t in range(4)] for a in world.answers], dtype=F64)
+    rows = [[V[a[:t]] if t < len(a) else 0.0 for t in range(4)] for a in world.answers]
+    return torch.tensor(rows, dtype=F64)
 
 
-def test_with_the_exact_value_every_lambda_is_right_and_with_a_wrong_one_only_one(world):
+def test_every_lambda_is_right_with_the_exact_value_and_only_lambda_one_with_a_wrong_value(world):
     rollout, ref_logprobs = world.all_answers(), world.listed_logprobs(world.reference)
     rewards = token_rewards(world.rewards, rollout.logprobs, ref_logprobs, rollout.actions,
                             world.beta)
-    wanted = world.difference(lambda t: world.expectation(t, world.rewards) - world.beta * world.kl(t, world.reference), world.policy)
+    wanted = world.difference(world.objective, world.policy)
     p = torch.tensor(world.probabilities(world.policy), dtype=F64)[:, None]
 
     def direction(values, lam):
@@ -103,12 +106,12 @@ def test_with_the_exact_value_every_lambda_is_right_and_with_a_wrong_one_only_on
         return (p[..., None] * advantages[..., None] * world.step_scores(world.policy)).sum((0, 1))
 
     right = exact_value(world)
-    J = world.expectation(world.policy, world.rewards) - world.beta * world.kl(world.policy, world.reference)
-    assert right[0, 0].item() == pytest.approx(J, abs=1e-12)
+    assert right[0, 0].item() == pytest.approx(world.objective(world.policy), abs=1e-12)
     wrong, worth = torch.zeros(31, 4, dtype=F64), {}
     for i, answer in enumerate(world.answers):
         for t in range(len(answer)):
-            wrong[i, t] = worth.setdefault(answer[:t], torch.randn((), generator=world.generator, dtype=F64))
+            noise = torch.randn((), generator=world.generator, dtype=F64)
+            wrong[i, t] = worth.setdefault(answer[:t], noise)
     exact = direction(right, 0.0)
     close(exact, wanted, atol=1e-8)
     for lam in (0.3, 0.95, 1.0):
@@ -118,13 +121,13 @@ def test_with_the_exact_value_every_lambda_is_right_and_with_a_wrong_one_only_on
         assert (direction(wrong, lam) - exact).abs().max() > 3e-3
 
 
-# ---- 11: the clipped loss ----
+# ---- the clipped loss ----
 
 @pytest.mark.parametrize("ratio, advantage, slope", [
     (0.5, 1, -1), (1.0, 1, -1), (1.19, 1, -1), (1.21, 1, 0), (3.0, 1, 0),
     (0.5, -1, 0), (0.79, -1, 0), (0.81, -1, 1), (1.0, -1, 1), (1.5, -1, 1), (9.0, -1, 1),
 ])
-def test_the_push_ends_only_where_it_has_gone_too_far(ratio, advantage, slope):
+def test_the_gradient_is_zero_only_where_the_ratio_has_moved_too_far(ratio, advantage, slope):
     r = torch.tensor([[ratio]], dtype=F64, requires_grad=True)
     old = torch.tensor([[-1.3]], dtype=F64)
     A, here = torch.full((1, 1), float(advantage), dtype=F64), torch.ones(1, 1, dtype=torch.bool)
@@ -133,12 +136,14 @@ def test_the_push_ends_only_where_it_has_gone_too_far(ratio, advantage, slope):
     assert loss.item() == pytest.approx(wanted, abs=1e-13)
     assert torch.autograd.grad(loss, r)[0].item() == pytest.approx(slope, abs=1e-12)
     h = 1e-6
-    ends = [ppo_policy_loss(torch.tensor([[x]], dtype=F64).log(), torch.zeros(1, 1), A, here) for x in (ratio + h, ratio - h)]
-    assert ((ends[0] - ends[1]) / (2 * h)).item() == pytest.approx(slope, abs=1e-6)
+    above, below = (ppo_policy_loss(torch.tensor([[x]], dtype=F64).log(), 0 * A, A, here)
+                    for x in (ratio + h, ratio - h))
+    assert ((above - below) / (2 * h)).item() == pytest.approx(slope, abs=1e-6)
 
 
 def test_the_loss_is_a_mean_over_counted_actions():
-    new, old, advantages = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=F64)
+    generator = torch.Generator().manual_seed(1)
+    new, old, advantages = torch.randn(3, 4, 6, generator=generator, dtype=F64)
     mask = ragged()[2]
     terms = []
     for b in range(4):
@@ -146,14 +151,17 @@ def test_the_loss_is_a_mean_over_counted_actions():
             if mask[b, t]:
                 r, A = math.exp(new[b, t] - old[b, t]), advantages[b, t].item()
                 terms.append(-min(r * A, min(max(r, 0.7), 1.3) * A))
-    assert ppo_policy_loss(new, old, advantages, mask, clip=0.3).item() == pytest.approx(sum(terms) / len(terms), abs=1e-13)
-    spoilt = advantages.masked_fill(~mask, math.nan)
-    assert ppo_policy_loss(new, old, spoilt, mask, clip=0.3).item() == pytest.approx(sum(terms) / len(terms), abs=1e-13)
+    for weights in (advantages, advantages.masked_fill(~mask, math.nan)):
+        loss = ppo_policy_loss(new, old, weights, mask, clip=0.3)
+        assert loss.item() == pytest.approx(sum(terms) / len(terms), abs=1e-13)
 
 
-def test_at_the_old_policy_the_gradient_is_reinforces(world):
-    rollout, A =  world.all_answers(), torch.randn(31, 4, generator=world.generator, dtype=F64)
-    logprobs = lambda: token_logprobs(world.policy(world.tokens[:, :-1]), world.tokens, world.mask)     # noqa: E731
+def test_at_the_old_policy_the_gradient_is_that_of_reinforce(world):
+    rollout, A = world.all_answers(), torch.randn(31, 4, generator=world.generator, dtype=F64)
+
+    def logprobs():
+        return token_logprobs(world.policy(rollout.inputs), world.tokens, world.mask)
+
     got = gradient(world.policy, ppo_policy_loss(logprobs(), rollout.logprobs, A, world.actions))
     count = sum(map(len, world.answers))
     by_hand = -(A[..., None] * world.step_scores(world.policy)).sum((0, 1)) / count
@@ -164,14 +172,16 @@ def test_at_the_old_policy_the_gradient_is_reinforces(world):
 def test_no_gradient_reaches_the_advantages():
     A = torch.ones(1, 1, requires_grad=True)
     logprobs = torch.zeros(1, 1, requires_grad=True)
-    ppo_policy_loss(logprobs, torch.zeros(1, 1), A * (1 + logprobs), torch.ones(1, 1, dtype=torch.bool)).backward()
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    ppo_policy_loss(logprobs, torch.zeros(1, 1), A * (1 + logprobs), mask).backward()
     assert A.grad is None and logprobs.grad.item() == -1
 
 
-# ---- 12: value clip, whitening ----
+# ---- value loss, whitening ----
 
 def test_the_value_loss_is_the_larger_of_two_squares():
-    values, old, returns = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(2), dtype=F64)
+    generator = torch.Generator().manual_seed(2)
+    values, old, returns = torch.randn(3, 4, 6, generator=generator, dtype=F64)
     mask, terms, plain = ragged()[2], [], []
     for b in range(4):
         for t in range(6):
@@ -181,16 +191,26 @@ def test_the_value_loss_is_the_larger_of_two_squares():
                 terms.append(max((v - R) ** 2, (near - R) ** 2) / 2)
                 plain.append((v - R) ** 2 / 2)
     got = ppo_value_loss(values, old, returns, mask, clip=0.4).item()
-    assert got == pytest.approx(sum(terms) / len(terms), abs=1e-13) and got > sum(plain) / len(plain) + 0.01
+    assert got == pytest.approx(sum(terms) / len(terms), abs=1e-13)
+    assert got > sum(plain) / len(plain) + 0.01
     inside = old + 0.39 * torch.tanh(values)
-    assert ppo_value_loss(inside, old, returns, mask, clip=0.4).item() == pytest.approx(((inside - returns)[mask] ** 2).mean().item() / 2, abs=1e-13)
+    wanted = ((inside - returns)[mask] ** 2).mean().item() / 2
+    got = ppo_value_loss(inside, old, returns, mask, clip=0.4).item()
+    assert got == pytest.approx(wanted, abs=1e-13)
 
 
-@pytest.mark.parametrize("value, slope", [(0.1, -0.9), (0.19, -0.81), (0.3, 0.0), (-0.1, -1.1), (-0.3, -1.3), (1.5, 0.0), (2.5, 1.5)])
-def test_a_value_that_has_moved_far_towards_its_goal_gets_no_push(value, slope):
-    """Old value 0, return 1: pushed until 0.2, then not; from the wrong side always; beyond the return, pushed back once it is worse."""
+@pytest.mark.parametrize("value, slope", [
+    (0.1, -0.9), (0.19, -0.81), (0.3, 0.0), (-0.1, -1.1), (-0.3, -1.3), (1.5, 0.0), (2.5, 1.5),
+])
+def test_a_value_that_has_moved_far_towards_the_return_has_no_gradient(value, slope):
+    """The old value is 0 and the return 1.
+
+    The gradient is 0 from 0.2 on, until the error is larger than that of the clipped value. A value
+    that moved away from the return always has a gradient.
+    """
     v = torch.tensor([[value]], dtype=F64, requires_grad=True)
-    loss = ppo_value_loss(v, torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, dtype=F64), torch.ones(1, 1, dtype=torch.bool))
+    old, returns = torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, dtype=F64)
+    loss = ppo_value_loss(v, old, returns, torch.ones(1, 1, dtype=torch.bool))
     assert torch.autograd.grad(loss, v)[0].item() == pytest.approx(slope, abs=1e-13)
 
 
@@ -199,7 +219,8 @@ def test_whitened_values_have_mean_zero_and_variance_one():
     values = 5 * values + 11
     white = whiten(values, mask)
     counted = white[mask].tolist()
-    assert sum(counted) / len(counted) == pytest.approx(0, abs=1e-12) and sum(x * x for x in counted) / len(counted) == pytest.approx(1, abs=1e-8)
+    assert sum(counted) / len(counted) == pytest.approx(0, abs=1e-12)
+    assert sum(x * x for x in counted) / len(counted) == pytest.approx(1, abs=1e-8)
     assert white[~mask].abs().max() == 0
 
 
@@ -213,7 +234,7 @@ def test_equal_values_are_whitened_to_exactly_zero(size, dtype):
 
 def test_values_far_from_zero_are_whitened_as_well_as_small_ones():
     values, _, mask = ragged(3)
-    small = (values * 2**20).round()                                    # exact in float64, even + 2^40
+    small = (values * 2**20).round()            # whole numbers, exact also when 2^40 is added
     close(whiten(small + 2**40, mask), whiten(small, mask), atol=1e-9)
 
 
@@ -224,24 +245,24 @@ def test_nothing_to_whiten_is_refused():
         whiten(torch.zeros(2, 3), torch.ones(2, 3))
 
 
-def test_whitening_is_blind_to_what_is_not_counted_and_to_more_of_it():
+def test_whitening_does_not_depend_on_what_is_not_counted():
     values, _, mask = ragged(3)
     white = whiten(values, mask)
     for junk in (1e6, math.nan):
         assert torch.equal(whiten(values.masked_fill(~mask, junk), mask), white)
-    close(whiten(torch.nn.functional.pad(values, (1, 4), value=9.0), torch.nn.functional.pad(mask, (1, 4)))[:, 1:-4], white)
+    longer = torch.nn.functional.pad(values, (1, 4), value=9.0)
+    close(whiten(longer, torch.nn.functional.pad(mask, (1, 4)))[:, 1:-4], white)
     naive = (values - values.mean()) / values.std()
     assert (naive - white)[mask].abs().max() > 0.01
-    assert whiten(torch.full((1, 3), 2.0), torch.ones(1, 3, dtype=torch.bool)).abs().max() < 1e-3       # no spread: no division by 0
 
 
-# ---- 11, at the ends: any log-ratio ----
+# ---- the clipped loss at any log-ratio ----
 
 @pytest.mark.parametrize("log_ratio", [-1e4, -200.0, -1.0, 0.0, 1.0, 89.0, 200.0, 1e4])
 @pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_no_log_ratio_gives_nan(log_ratio, advantage, dtype):
-    """min(ρA, clip(ρ)A) and its slope in log ρ, by cases; ρ itself overflows from log ρ = 89 on."""
+    """min(ρA, clip(ρ)A) and its slope in log ρ by cases; ρ overflows from log ρ = 89 on."""
     x = torch.tensor([[log_ratio]], dtype=dtype, requires_grad=True)
     loss = ppo_policy_loss(x, torch.zeros(1, 1, dtype=dtype),
                            torch.tensor([[advantage]], dtype=dtype), torch.tensor([[True]]))
@@ -276,9 +297,9 @@ def test_a_clip_that_leaves_no_range_is_refused(clip):
         ppo_policy_loss(one, one, one, one.bool(), legal)
 
 
-# ---- 14: the price that follows a target ----
+# ---- the β that follows a target ----
 
-def test_the_price_moves_by_a_fifth_at_most_and_the_right_way():
+def test_the_error_of_beta_is_clipped_to_a_fifth():
     for kl, error in ((0.0, -0.2), (1.7, -0.15), (2.0, 0.0), (2.3, 0.15), (2.4, 0.2), (1e9, 0.2),
                       (-5.0, -0.2)):
         got = adapt_beta(0.5, kl, target=2.0, n_answers=100, horizon=1000)
@@ -286,7 +307,7 @@ def test_the_price_moves_by_a_fifth_at_most_and_the_right_way():
 
 
 @pytest.mark.parametrize("beta, target", [(0.0, 1.0), (0.1, 0.0), (-0.1, 1.0), (0.1, math.nan)])
-def test_a_price_that_cannot_follow_a_target_is_refused(beta, target):
+def test_a_beta_that_cannot_follow_a_target_is_refused(beta, target):
     with pytest.raises(ValueError, match="positive numbers"):
         adapt_beta(beta, 1.0, target, 5, 10)
     with pytest.raises(ValueError, match="beta"):
@@ -294,7 +315,7 @@ def test_a_price_that_cannot_follow_a_target_is_refused(beta, target):
 
 
 def test_more_answers_than_the_horizon_are_refused():
-    """1 − 0.2 · 6 is negative: the price would become a reward."""
+    """With six times the horizon the factor is 1 − 0.2 · 6 < 0, and β would become negative."""
     with pytest.raises(ValueError, match="horizon"):
         adapt_beta(0.1, 0.0, 1.0, n_answers=11, horizon=10)
     adapt_beta(0.1, 0.0, 1.0, n_answers=10, horizon=10)
@@ -302,8 +323,8 @@ def test_more_answers_than_the_horizon_are_refused():
         adapt_beta(0.1, 0.0, 1.0, n_answers=0, horizon=10)
 
 
-def test_the_price_settles_where_the_exact_kl_is_on_target(world):
-    """The policy is always the best one for the current β, so KL(β) is a falling curve."""
+def test_beta_converges_where_the_exact_kl_is_on_target(world):
+    """The policy is the optimal one for each β, so KL(β) is a decreasing function."""
     ref = torch.tensor(world.logprobs(world.reference), dtype=F64)
     for beta in (0.05, 50.0):
         for _ in range(400):
@@ -367,7 +388,7 @@ def run(world, value, on_row=None, **more):
 
 
 class Recorder:
-    """Keeps what the loop passes to its parts, in order; the parts work as always."""
+    """Records the arguments and results of the loop's functions, which work as usual."""
 
     def __init__(self, monkeypatch, *names):
         self.calls = {name: [] for name in names}
@@ -409,10 +430,11 @@ def test_an_iteration_uses_each_answer_once_per_epoch(world, monkeypatch):
 def test_rewards_carry_the_price_and_the_score_at_the_last_action(world, monkeypatch):
     seen = Recorder(monkeypatch, "roll_out", "gae")
     value = value_table(world)
-    before, started = value.rows.detach().tolist(), dict(
-        zip(world.answers, world.token_logprobs(world.policy)))
+    before = value.rows.detach().tolist()
+    started = dict(zip(world.answers, world.token_logprobs(world.policy)))
     (row,) = run(world, value, gamma=0.9, lam=0.8)
-    ((_, rollout),), ((arguments, (advantages, returns)),) = seen.calls["roll_out"], seen.calls["gae"]
+    ((_, rollout),) = seen.calls["roll_out"]
+    ((arguments, (advantages, returns)),) = seen.calls["gae"]
     rewards, values, actions, gamma, lam = arguments
     assert (gamma, lam) == (0.9, 0.8) and torch.equal(actions, rollout.actions)
     ref = dict(zip(world.answers, world.token_logprobs(world.reference)))
@@ -469,8 +491,8 @@ def test_the_first_ratio_of_a_gpt_is_one_in_either_mode(training):
     assert abs(row["ratio_first"] - 1) < 1e-10 and row["kl"] != 0
 
 
-def test_a_policy_that_is_scored_otherwise_than_sampled_is_noticed(world, monkeypatch):
-    """Sampled at temperature 2: the first ratio shows it, and the mean of all ratios does not."""
+def test_the_first_ratio_shows_that_sampling_and_scoring_differ(world, monkeypatch):
+    """Answers are sampled at temperature 2 and scored at temperature 1."""
     monkeypatch.setattr(module, "roll_out", lambda *arguments, generator: roll_out(
         *arguments, temperature=2.0, generator=generator))
     (row,) = run(world, value_table(world), n_prompts=64)
@@ -533,7 +555,7 @@ def test_a_policy_that_is_its_own_reference_is_refused(world):
 
 
 def test_training_ends_at_the_best_policy_and_the_reference_stays(world):
-    """Whitened advantages have variance 1 even where nothing is left to learn, so some noise stays."""
+    """Advantages have variance 1 even where nothing is left to learn, so some noise stays."""
     with torch.no_grad():
         world.policy.rows.copy_(world.reference.rows)
     before = world.reference.rows.detach().clone()
@@ -551,7 +573,8 @@ def test_training_ends_at_the_best_policy_and_the_reference_stays(world):
     assert torch.equal(world.reference.rows, before) and world.reference.rows.grad is None
 
 
-def test_masked_means_are_over_the_minibatch_not_row_by_row():
-    """Said in the header: a long answer weighs more than a short one."""
-    values, mask = torch.tensor([[1.0, 1, 1], [5, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+def test_masked_means_are_over_the_whole_minibatch():
+    """A long answer weighs more than a short one."""
+    values = torch.tensor([[1.0, 1, 1], [5, 0, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
     assert masked_mean(values, mask).item() == pytest.approx(8 / 4)

@@ -1,5 +1,4 @@
-"""REINFORCE against sums over all answers: which baselines change nothing, which do, and where the learning ends."""
-
+"""REINFORCE against sums over all answers: its gradient, its baselines, and where it converges."""
 import math
 
 import pytest
@@ -29,14 +28,20 @@ def cosine(a, b):
 
 
 def policy_gradient(world, weights):
-    """−∇ of the library's loss where answer i stands in the batch in proportion to its probability; weights (31,) or (31, T − 1)."""
-    p = torch.tensor(world.probabilities(world.policy), dtype=F64).view(-1, *[1] * (weights.dim() - 1))
+    """−∇ of the library's loss with each answer weighted by its probability.
+
+    `weights` are the advantages, (31,) or (31, T − 1).
+    """
+    p = torch.tensor(world.probabilities(world.policy), dtype=F64)
+    p = p.view(-1, *[1] * (weights.dim() - 1))
     logprobs = token_logprobs(world.policy(world.tokens[:, :-1]), world.tokens, world.mask)
     return -gradient(world.policy, reinforce_loss(logprobs, 31 * p * weights, world.actions))
 
 
 def prompts_of(world):
-    return lambda n, generator: torch.tensor([world.prompt]).expand(n, -1)
+    def prompts(n, generator):
+        return torch.tensor([world.prompt]).expand(n, -1)
+    return prompts
 
 
 def settings(world, **more):
@@ -44,27 +49,29 @@ def settings(world, **more):
                               "beta": world.beta, "n_prompts": 4, "n_samples": 3} | more)
 
 
-# ---- 2: the gradient, with and without baselines ----
+# ---- the gradient, with and without baselines ----
 
-def test_the_losss_gradient_is_the_objectives(world):
+def test_the_gradient_of_the_loss_is_that_of_the_objective(world):
     wanted = world.difference(lambda t: world.expectation(t, world.rewards), world.policy)
     close(policy_gradient(world, world.rewards), world.gradient(world.policy, world.rewards))
     close(policy_gradient(world, world.rewards), wanted, atol=1e-8)
     assert wanted.abs().max() > 0.05
 
 
-def test_a_baseline_that_knows_the_state_changes_nothing_and_one_that_knows_the_action_does(world):
+def test_a_baseline_may_depend_on_the_state_but_not_on_the_action(world):
     plain = policy_gradient(world, world.rewards)
     close(policy_gradient(world, world.rewards - 3.7), plain, atol=1e-11)
     state, action = torch.zeros(2, 31, 4, dtype=F64)
     worth = {}
     for i, answer in enumerate(world.answers):
         for t in range(len(answer)):
-            state[i, t] = worth.setdefault(answer[:t], torch.randn((), generator=world.generator, dtype=F64))
+            noise = torch.randn((), generator=world.generator, dtype=F64)
+            state[i, t] = worth.setdefault(answer[:t], noise)
             action[i, t] = answer[t]
     close(policy_gradient(world, world.rewards[:, None] - state), plain)
-    assert (policy_gradient(world, world.rewards[:, None] - action) - plain).abs().max() > 0.05
-    assert cosine(policy_gradient(world, world.rewards[:, None] - action), plain) < 0.99
+    biased = policy_gradient(world, world.rewards[:, None] - action)
+    assert (biased - plain).abs().max() > 0.05
+    assert cosine(biased, plain) < 0.99
 
 
 def test_no_gradient_passes_through_advantages():
@@ -80,50 +87,59 @@ def test_no_gradient_passes_through_advantages():
 def test_the_loss_by_hand():
     logprobs = torch.tensor([[-1.0, -2.0, -9.0], [-0.5, -4.0, -1.0]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    assert reinforce_loss(logprobs, torch.tensor([2.0, -1.0]), mask).item() == pytest.approx(-(2 * -3 + -1 * -5.5) / 2)
+    loss = reinforce_loss(logprobs, torch.tensor([2.0, -1.0]), mask).item()
+    assert loss == pytest.approx(-(2 * -3 + -1 * -5.5) / 2)
     per_token = torch.tensor([[1.0, 2.0, 100.0], [-1.0, 0.0, 3.0]])
-    assert reinforce_loss(logprobs, per_token, mask).item() == pytest.approx(-((-1 - 4) + (0.5 - 3)) / 2)
+    loss = reinforce_loss(logprobs, per_token, mask).item()
+    assert loss == pytest.approx(-((-1 - 4) + (0.5 - 3)) / 2)
 
 
-# ---- 3: reward to go, groups ----
+# ---- reward to go, groups ----
 
 def test_rewards_still_to_come_are_enough(world):
-    """What was paid before an action cannot be changed by it."""
-    paid, worth = torch.zeros(31, 4, dtype=F64), {}                     # a reward for each step, the same for all answers that take it
+    """An action cannot change the rewards before it. Here each step has its own reward."""
+    paid, worth = torch.zeros(31, 4, dtype=F64), {}
     for i, answer in enumerate(world.answers):
         for t in range(len(answer)):
-            paid[i, t] = worth.setdefault(answer[:t + 1], torch.randn((), generator=world.generator, dtype=F64))
-    to_go = torch.tensor([[sum(row[t:]) for t in range(4)] for row in paid.tolist()], dtype=F64)
+            noise = torch.randn((), generator=world.generator, dtype=F64)
+            paid[i, t] = worth.setdefault(answer[:t + 1], noise)
+    rows = paid.tolist()
+    to_go = torch.tensor([[sum(row[t:]) for t in range(4)] for row in rows], dtype=F64)
     close(policy_gradient(world, to_go), policy_gradient(world, paid.sum(1)))
-    from_before = torch.tensor([[sum(row[:t]) for t in range(4)] for row in paid.tolist()], dtype=F64)
+    from_before = torch.tensor([[sum(row[:t]) for t in range(4)] for row in rows], dtype=F64)
     assert policy_gradient(world, from_before).abs().max() < 1e-12
-    assert (policy_gradient(world, to_go.roll(1, dims=1)) - policy_gradient(world, to_go)).abs().max() > 0.05
+    shifted = policy_gradient(world, to_go.roll(1, dims=1))
+    assert (shifted - policy_gradient(world, to_go)).abs().max() > 0.05
 
 
-def test_dividing_by_the_length_turns_the_gradient(world):
+def test_dividing_by_the_length_changes_the_direction_of_the_gradient(world):
     lengths = world.actions.sum(1)
-    assert cosine(policy_gradient(world, world.rewards / lengths), policy_gradient(world, world.rewards)) < 0.99
+    divided = policy_gradient(world, world.rewards / lengths)
+    assert cosine(divided, policy_gradient(world, world.rewards)) < 0.99
 
 
 def test_advantages_by_loops():
     returns = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
     rows = returns.tolist()
     close(subtract_baseline(returns, "none"), returns)
-    close(subtract_baseline(returns, "mean"), torch.tensor([[r - sum(row) / 4 for r in row] for row in rows], dtype=F64))
-    others = [[r - (sum(row[:i]) + sum(row[i + 1:])) / 3 for i, r in enumerate(row)] for row in rows]
+    centred = [[r - sum(row) / 4 for r in row] for row in rows]
+    close(subtract_baseline(returns, "mean"), torch.tensor(centred, dtype=F64))
+    others = [[r - (sum(row[:i]) + sum(row[i + 1:])) / 3 for i, r in enumerate(row)]
+              for row in rows]
     close(subtract_baseline(returns, "leave_one_out"), torch.tensor(others, dtype=F64))
 
 
 @pytest.mark.parametrize("n_samples", [2, 3])
-def test_over_all_groups_leave_one_out_is_right_and_the_mean_too_short(world, n_samples):
-    """Every group of G answers, each with its probability: exactly E[ 1/G Σ A ∇log π ]."""
+def test_leave_one_out_is_unbiased_and_the_mean_makes_the_gradient_too_short(world, n_samples):
+    """The exact E[ 1/G Σ A ∇log π ], as a sum over all groups of G answers."""
     groups = torch.cartesian_prod(*[torch.arange(31)] * n_samples)      # (31^G, G)
     p = torch.tensor(world.probabilities(world.policy), dtype=F64)
     weight = p[groups].prod(1)                                          # (31^G)
     returns = world.rewards[groups]
 
     def expected(advantages):
-        mass = torch.zeros(31, dtype=F64).index_add(0, groups.flatten(), (weight[:, None] * advantages / n_samples).flatten())
+        terms = (weight[:, None] * advantages / n_samples).flatten()
+        mass = torch.zeros(31, dtype=F64).index_add(0, groups.flatten(), terms)
         return mass @ world.scores(world.policy)
 
     wanted = world.gradient(world.policy, world.rewards)
@@ -131,17 +147,17 @@ def test_over_all_groups_leave_one_out_is_right_and_the_mean_too_short(world, n_
     close(expected(subtract_baseline(returns, "leave_one_out")), wanted)
     close(expected(subtract_baseline(returns, "mean")), wanted * (n_samples - 1) / n_samples)
     scaled = subtract_baseline(returns, "mean") / (returns.std(1, keepdim=True) + 1e-6)
-    assert cosine(expected(scaled), wanted) < 0.995                     # by the group's deviation: another direction
+    assert cosine(expected(scaled), wanted) < 0.995     # GRPO's division changes the direction
 
 
-def test_groups_that_are_none_are_refused():
+def test_a_group_of_one_and_an_unknown_baseline_are_refused():
     with pytest.raises(ValueError, match="leave_one_out"):
         subtract_baseline(torch.zeros(3, 1), "leave_one_out")
     with pytest.raises(ValueError, match="median"):
         subtract_baseline(torch.zeros(3, 2), "median")
 
 
-# ---- the algorithm, watched from outside ----
+# ---- one iteration of the algorithm ----
 
 def run_one_iteration(world, monkeypatch, **more):
     """The sampled rollout and the gradient of one iteration; the policy stays as it is."""
@@ -163,7 +179,7 @@ def run_one_iteration(world, monkeypatch, **more):
 
 
 @pytest.mark.parametrize("baseline", ["none", "mean", "leave_one_out"])
-def test_one_iteration_is_priced_returns_against_their_own_group(world, monkeypatch, baseline):
+def test_one_iteration_compares_returns_with_their_own_group(world, monkeypatch, baseline):
     seen, row = run_one_iteration(world, monkeypatch, baseline=baseline, seed=1, gradient_clip=7.0)
     rollout = seen["rollout"]
     assert rollout.tokens.shape == (12, 5)
@@ -180,13 +196,13 @@ def test_one_iteration_is_priced_returns_against_their_own_group(world, monkeypa
     assert seen["loss"] == pytest.approx(wanted, abs=1e-11)
     by_hand = -sum(a * world.scores(world.policy)[world.answers.index(y)]
                    for a, y in zip(advantages, answers)) / 12
-    close(seen["gradient"], by_hand, atol=1e-11)                        # none passes through R
+    close(seen["gradient"], by_hand, atol=1e-11)        # no gradient passes through R
     assert seen["scale"] == pytest.approx(1 / 20) and seen["clip"] == 7.0
     assert row["iteration"] == 0 and row["score"] == pytest.approx(sum(scores) / 12)
     assert row["kl"] == pytest.approx(sum(pi[y] - ref[y] for y in answers) / 12)
 
 
-def test_the_answers_to_one_prompt_stand_side_by_side(world, monkeypatch):
+def test_the_answers_to_one_prompt_are_next_to_each_other(world, monkeypatch):
     asked = []
 
     def prompts(n, generator):
@@ -194,8 +210,12 @@ def test_the_answers_to_one_prompt_stand_side_by_side(world, monkeypatch):
         return torch.arange(n)[:, None] % 3                             # prompts 0 1 2 0 1
 
     rollouts = []
-    monkeypatch.setattr(module, "roll_out", lambda *a, **k: rollouts.append(roll_out(*a, **k))
-                        or rollouts[-1])
+
+    def keep(*arguments, **options):
+        rollouts.append(roll_out(*arguments, **options))
+        return rollouts[-1]
+
+    monkeypatch.setattr(module, "roll_out", keep)
     reinforce(world.policy, world.reference, prompts, lambda t, m: m.sum(1).double(),
               settings(world, n_prompts=5))
     assert asked == [5]
@@ -203,7 +223,7 @@ def test_the_answers_to_one_prompt_stand_side_by_side(world, monkeypatch):
 
 
 def test_the_mean_of_many_answers_is_the_exact_gradient(world, monkeypatch):
-    """Sampled by the library from end to end, against the sum over the list: ∇( E[r] − β·KL )."""
+    """The library's estimate from samples against ∇( E[r] − β·KL ), a sum over all answers."""
     seen, _ = run_one_iteration(world, monkeypatch, n_prompts=4000, n_samples=2, seed=4)
     sampled = -seen["gradient"]
     pi, ref = world.logprobs(world.policy), world.logprobs(world.reference)
@@ -221,7 +241,11 @@ def test_the_mean_of_many_answers_is_the_exact_gradient(world, monkeypatch):
 
 def test_each_iteration_follows_the_schedule_and_on_row_can_add_and_stop(world, monkeypatch):
     scales, calls = [], []
-    monkeypatch.setattr(module, "gradient_step", lambda m, loss, o, scale, clip: scales.append(scale))
+
+    def keep_scale(model, loss, optimizers, scale, clip):
+        scales.append(scale)
+
+    monkeypatch.setattr(module, "gradient_step", keep_scale)
 
     def on_row(row):
         row["added"] = len(calls)
@@ -261,7 +285,7 @@ def test_more_padding_changes_neither_loss_nor_gradient(world):
     close(a, b)
 
 
-def test_junk_in_the_padding_costs_nothing_and_a_mask_of_numbers_is_refused():
+def test_padding_does_not_count_and_a_mask_of_numbers_is_refused():
     logprobs, mask = torch.tensor([[-1.0, math.nan]]), torch.tensor([[True, False]])
     assert reinforce_loss(logprobs, torch.tensor([[2.0, math.nan]]), mask).item() == 2.0
     with pytest.raises(ValueError, match="bool"):
@@ -292,7 +316,7 @@ def test_training_ends_at_the_best_policy(world):
 
 
 def test_a_tiny_gpt_learns_to_stop_when_stopping_pays():
-    """The stop token is in the loss: a policy paid for short answers ends with short ones."""
+    """The stop token is in the loss, so a reward for short answers makes answers short."""
     shape = GPTConfig(vocab_size=4, context_length=8, n_layers=1, n_heads=2, d_model=16)
     policy, reference = (GPT(shape, torch.Generator().manual_seed(0)) for _ in range(2))
     before = {name: value.clone() for name, value in reference.state_dict().items()}
