@@ -11,8 +11,8 @@ attention, in alternating layers LMLML); course B, "Reformer", for LSH.
 Compressed attention is causal. The convolution has kernel 3 and stride 3, and slot j holds inputs
 3j − 2, 3j − 1 and 3j; the inputs before the first are zeros. Query t may look at slot j if 3j ≤ t,
 so that none of the slot's inputs is later than t. Slot 0 holds the first input alone, and every
-query may look at it. There are ⌈T/3⌉ slots. Up to two inputs, the last ones up to t, are in no slot
-that query t may look at; a local layer sees them.
+query may look at it. There are ⌈T/3⌉ slots. The newest inputs up to t, two at most, are in no slot
+that query t may look at; a local layer can read them.
 Deviations: the paper does not say how the order of time is kept. In the authors' code
 (tensor2tensor), slot j holds inputs 3j to 3j + 2, queries t > 3j + 2 may look at it, an incomplete
 last slot is dropped, and the first input is put in front as a slot of its own. That code convolves

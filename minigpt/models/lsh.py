@@ -5,8 +5,8 @@
 
 LSH stands for locality-sensitive hashing: vectors with a small angle between them probably get the
 same hash. Softmax gives most weight to large scores, and a query has large scores with keys at a
-small angle. So the keys in the query's own bucket stand for all keys. Queries and keys are the same
-vectors, up to their length, so that both are hashed alike.
+small angle. So attention to the keys in the query's own bucket approximates attention to all keys.
+Queries and keys are the same vectors, up to their length, so that both are hashed alike.
 
 One round sorts the tokens by bucket, and cuts the sorted order into N chunks of m tokens. A token
 attends to the earlier tokens of its own bucket that lie in its chunk or in the chunk before: at
@@ -93,8 +93,8 @@ def count_meetings(
     """In how many rounds each query meets each key, and whether it does in the pair's own round.
 
     Both results are (B, H, R, N, m, 2m), for the queries at positions `query_at` (…, m, 1) and the
-    keys at positions `key_at` (…, 1, 2m). `numbers` (B, H, R, T) numbers the chunks of all buckets,
-    and two tokens meet if they have the same number or the query has the next one.
+    keys at positions `key_at` (…, 1, 2m). `numbers` (B, H, R, T) is one number for the bucket and
+    the chunk of a token. Two tokens meet if they have the same number, or the query the next one.
     """
     shape = torch.broadcast_shapes(query_at.shape, key_at.shape)
     times = torch.zeros(shape, dtype=torch.int32, device=numbers.device)

@@ -31,7 +31,7 @@ LARGEST_SMOOTHING = 1e9                 # above it κ d(h) could overflow float3
 
 
 class NGramTable(NamedTuple):
-    """The n-grams of one length in a text, sorted by context, so that those of a context adjoin."""
+    """The n-grams of one length, sorted, so that those with the same context come together."""
 
     contexts: Tensor                    # (U,) the code of each context, increasing
     first: Tensor                       # (U,) where the context's n-grams begin in `tokens`

@@ -10,8 +10,8 @@ step of each network per pixel.
 Source: course C, "PixelRNN"; van den Oord, Kalchbrenner and Kavukcuoglu 2016, §3.2 (the diagonal
 BiLSTM) and eq. 3.
 Deviations: one channel of K levels, so no order among colours. One layer, so no residual
-connections, and no convolution before it: mask A's work is done by reading the states one pixel
-late. A layer that reads three states predicts the pixel, where the paper adds two maps.
+connections. No convolution with mask A before it: instead, the states of earlier pixels are read. A
+layer that reads three states predicts the pixel, where the paper adds two maps.
 Not here: the row LSTM, the multi-scale network.
 
 Shapes: B batch, Y rows, X columns, K levels, C input channels, D hidden units.

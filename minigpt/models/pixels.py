@@ -9,8 +9,8 @@ probability of an image, the drawing of new images, and a baseline. The models a
 and pixel_rnn.py.
 
 Source: course C, "PixelRNN" and "PixelCNN"; van den Oord, Kalchbrenner and Kavukcuoglu 2016, §2.1.
-Deviation: a pixel has one channel with K levels. In the paper it has three colours with 256 levels
-each, which are in an order too. Not here: images with colours.
+Deviation: a pixel has one channel with K levels. In the paper it has three colours of 256 levels,
+which are predicted one after another.
 
 Shapes: B batch, Y rows, X columns, K levels.
 """
@@ -42,8 +42,8 @@ def check_images(images: Tensor, levels: int) -> None:
 def one_hot(images: Tensor, levels: int, like: Tensor) -> Tensor:
     """(B, Y, X) levels -> (B, Y, X, K) zeros and ones in the dtype of `like`.
 
-    A convolution pads an image with zeros. There all K numbers are 0, and at a pixel one is 1, so
-    the model can tell the outside of an image from a pixel of level 0.
+    A convolution pads an image with zeros. In the padding all K numbers are 0, and at a pixel one
+    of them is 1, so the model can tell the padding from a pixel of level 0.
     """
     check_images(images, levels)
     return F.one_hot(images, levels).to(like.dtype)
