@@ -86,10 +86,9 @@ class LongAttention(MultiHeadAttention):
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         if cache is not None or mask is not None or not causal:
-            raise ValueError(
-                "long-sequence attention here is causal, keeps no cache and knows no padding on "
-                "the left: call it with causal=True, cache=None and mask=None"
-            )
+            raise ValueError("long-sequence attention here is causal, keeps no cache and knows "
+                             "no padding on the left: call it with causal=True, cache=None and "
+                             "mask=None")
         if x.size(1) == 0:
             raise ValueError(f"x is (batch, time ≥ 1, d_model), not {tuple(x.shape)}")
         y = self.attend_heads(x, rotary)                                # (B, H, T, D)
@@ -178,10 +177,8 @@ def make_long_gpt(
     tokens (Reformer, §2). The model has no cache: give `generate` use_cache=False.
     """
     if len(layers) != config.n_layers or set(layers) - set("FLMH"):
-        raise ValueError(
-            f"layers is one letter of F, L, M, H for each of {config.n_layers} layers, "
-            f"not {layers!r}"
-        )
+        raise ValueError(f"layers is one letter of F, L, M, H for each of {config.n_layers} "
+                         f"layers, not {layers!r}")
     model = GPT(config)
     sizes = (config.d_model, config.n_heads)
     options = {"bias": config.bias, "qk_norm": config.qk_norm}

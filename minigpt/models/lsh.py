@@ -54,10 +54,8 @@ def random_rotations(
 ) -> Tensor:
     """n_buckets/2 random directions for each round: (R, D, n_buckets/2) normal numbers."""
     if n_buckets % 2 or n_buckets < 2 or n_rounds < 1:
-        raise ValueError(
-            "each direction and its opposite make two buckets, so n_buckets must be 2, 4, 6, …, "
-            f"and n_rounds 1 or more, not {n_buckets} and {n_rounds}"
-        )
+        raise ValueError("each direction and its opposite make two buckets, so n_buckets must be "
+                         f"2, 4, 6, …, and n_rounds 1 or more, not {n_buckets} and {n_rounds}")
     return torch.randn(n_rounds, width, n_buckets // 2, generator=generator)
 
 
@@ -101,10 +99,8 @@ def count_meetings(
     here = torch.zeros(shape, dtype=torch.bool, device=numbers.device)
     last = numbers.size(-1) - 1
     for r in range(numbers.size(2)):
-        query, key = (
-            numbers[:, :, r].gather(-1, at.clamp(max=last).flatten(2)).view_as(at)
-            for at in (query_at, key_at)
-        )
+        query, key = (numbers[:, :, r].gather(-1, at.clamp(max=last).flatten(2)).view_as(at)
+                      for at in (query_at, key_at))
         meet = (query == key) | (query == key + 1)                      # in round r
         times += meet
         here[:, :, r] = meet[:, :, r]
@@ -115,10 +111,8 @@ def lsh_attention(q: Tensor, v: Tensor, buckets: Tensor, chunk: int) -> Tensor:
     """Attention within buckets: q, v (B, H, T, D), buckets (B, H, R, T) -> (B, H, T, D)."""
     T = q.size(2)
     if buckets.dim() != 4 or (*buckets.shape[:2], buckets.size(3)) != q.shape[:3]:
-        raise ValueError(
-            "q is (batch, heads, tokens, width) and buckets is (batch, heads, rounds, tokens), "
-            f"not {tuple(q.shape)} and {tuple(buckets.shape)}"
-        )
+        raise ValueError("q is (batch, heads, tokens, width) and buckets is (batch, heads, "
+                         f"rounds, tokens), not {tuple(q.shape)} and {tuple(buckets.shape)}")
     check_sizes(chunk=chunk, n_rounds=buckets.size(2), n_tokens=T)
     # 1. Pad T to a multiple of m. The padding comes after every token, so it is sorted last in the
     #    last bucket, and causality hides it.

@@ -58,9 +58,8 @@ class NeuralLM(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         if tokens.dim() != 2 or tokens.size(1) == 0:
-            raise ValueError(
-                f"tokens are (batch, time) with at least one token, not {tuple(tokens.shape)}"
-            )
+            raise ValueError("tokens are (batch, time) with at least one token, not "
+                             f"{tuple(tokens.shape)}")
         check_ids(tokens, self.vocab_size)                  # id V is a row of C, but not a token
         # The first prediction has one token before it, so n − 2 places are missing.
         padded = F.pad(tokens, (self.order - 2, 0), value=self.vocab_size)  # (B, T + n − 2)

@@ -56,25 +56,21 @@ class NGram:
         """`order` is n: 1 ignores the context, 2 looks at one token. `smoothing` is κ."""
         check_sizes(order=order, vocab_size=vocab_size)
         if not 0 <= smoothing <= LARGEST_SMOOTHING:
-            raise ValueError(
-                f"smoothing must be a number from 0 to {LARGEST_SMOOTHING:g}, not {smoothing}"
-            )
+            raise ValueError(f"smoothing must be a number from 0 to {LARGEST_SMOOTHING:g}, not "
+                             f"{smoothing}")
         if vocab_size**order > 2**63:
             largest = next(n for n in range(order, 0, -1) if vocab_size**n <= 2**63)
-            raise ValueError(
-                f"order {order} over {vocab_size} tokens has {vocab_size}^{order} n-grams, more "
-                f"than int64 can number; take order {largest} or less, or a smaller vocabulary"
-            )
+            raise ValueError(f"order {order} over {vocab_size} tokens has {vocab_size}^{order} "
+                             f"n-grams, more than int64 can number; take order {largest} or less, "
+                             "or a smaller vocabulary")
         self.order, self.vocab_size, self.smoothing = order, vocab_size, smoothing
         self.tables: list[NGramTable] = []                  # tables[k] has contexts of k tokens
 
     def fit(self, tokens: Tensor) -> "NGram":
         """Counts the n-grams of lengths 1 to `order` in one text (N,), and returns the model."""
         if tokens.dim() != 1 or len(tokens) < self.order:
-            raise ValueError(
-                f"fit counts one text of shape (N,) with N at least {self.order}, the order; "
-                f"this one has shape {tuple(tokens.shape)}"
-            )
+            raise ValueError(f"fit counts one text of shape (N,) with N at least {self.order}, "
+                             f"the order; this one has shape {tuple(tokens.shape)}")
         tables = []
         for n in range(1, self.order + 1):
             codes = self.codes(tokens.unfold(0, n, 1))      # (N − n + 1, n) -> (N − n + 1,)
@@ -152,10 +148,8 @@ class NGram:
         """
         length = contexts.size(-1)
         if length >= self.order:
-            raise ValueError(
-                f"an n-gram of order {self.order} looks at {self.order - 1} tokens at most, "
-                f"not {length}; give the last {self.order - 1}"
-            )
+            raise ValueError(f"an n-gram of order {self.order} looks at {self.order - 1} tokens "
+                             f"at most, not {length}; give the last {self.order - 1}")
         different, back = self.codes(contexts).unique(return_inverse=True)
         return self.probabilities(different, length)[back]
 
@@ -166,9 +160,8 @@ class NGram:
         The other positions come together, (B, T − n + 2, n − 1).
         """
         if tokens.dim() != 2 or tokens.size(1) == 0:
-            raise ValueError(
-                f"tokens are (batch, time) with at least one token, not {tuple(tokens.shape)}"
-            )
+            raise ValueError("tokens are (batch, time) with at least one token, not "
+                             f"{tuple(tokens.shape)}")
         length = min(self.order - 1, tokens.size(1))
         shorter = [tokens[:, None, :t] for t in range(1, length)]
         ends = torch.arange(max(length, 1), tokens.size(1) + 1, device=tokens.device)

@@ -37,9 +37,7 @@ def pixel_mask(kernel_size: int, kind: str) -> Tensor:
     [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
     """
     if kind not in ("A", "B"):
-        raise ValueError(
-            f"a mask is of kind A (without the centre) or B (with it), not {kind!r}"
-        )
+        raise ValueError(f"a mask is of kind A (without the centre) or B (with it), not {kind!r}")
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, so that there is a centre, not {kernel_size}")
     order = torch.arange(kernel_size**2).view(kernel_size, kernel_size)         # raster order

@@ -28,15 +28,11 @@ from minigpt.models.checks import check_sizes
 def check_images(images: Tensor, levels: int) -> None:
     """ValueError unless images are whole numbers from 0 to `levels` − 1 of shape (B, Y, X)."""
     if images.dim() != 3 or images.dtype != torch.long:
-        raise ValueError(
-            "images are whole numbers (torch.long) of shape (batch, rows, columns), "
-            f"not {images.dtype} of shape {tuple(images.shape)}"
-        )
+        raise ValueError("images are whole numbers (torch.long) of shape (batch, rows, columns), "
+                         f"not {images.dtype} of shape {tuple(images.shape)}")
     if images.numel() and not (0 <= images.min() and images.max() < levels):
-        raise ValueError(
-            f"this model knows the levels 0 to {levels - 1}, and the images hold "
-            f"{images.min()} to {images.max()}"
-        )
+        raise ValueError(f"this model knows the levels 0 to {levels - 1}, and the images hold "
+                         f"{images.min()} to {images.max()}")
 
 
 def one_hot(images: Tensor, levels: int, like: Tensor) -> Tensor:
@@ -63,10 +59,8 @@ def at_place(values: Tensor, images: Tensor) -> Tensor:
     """
     rows, columns = values.shape[-2:]
     if images.size(1) > rows or images.size(2) != columns:
-        raise ValueError(
-            f"this model was made for images of {rows} × {columns} (or their first rows), "
-            f"not {images.size(1)} × {images.size(2)}"
-        )
+        raise ValueError(f"this model was made for images of {rows} × {columns} (or their first "
+                         f"rows), not {images.size(1)} × {images.size(2)}")
     return values[..., :images.size(1), :]
 
 
@@ -132,15 +126,12 @@ def complete(
     one would have to sum over all images that have them.
     """
     if images.dim() != 3 or images.numel() == 0:
-        raise ValueError(
-            "images are (batch, rows, columns) with at least one image and one pixel, "
-            f"not {tuple(images.shape)}"
-        )
+        raise ValueError("images are (batch, rows, columns) with at least one image and one pixel, "
+                         f"not {tuple(images.shape)}")
     n_pixels = images.size(1) * images.size(2)
     if not 0 <= n_known <= n_pixels:
-        raise ValueError(
-            f"n_known must be between 0 and the {n_pixels} pixels of an image, not {n_known}"
-        )
+        raise ValueError(f"n_known must be between 0 and the {n_pixels} pixels of an image, not "
+                         f"{n_known}")
     images = images.clone(memory_format=torch.contiguous_format)
     pixels = images.flatten(1)                              # (B, Y·X), a view of the copy
     pixels[:, n_known:] = 0

@@ -76,10 +76,8 @@ class Recurrence(nn.Module):
         state does not change: a row that is padded, on any side, ends in the same state as alone.
         """
         if x.dim() != 3 or x.size(1) == 0 or x.size(2) != self.d_in:
-            raise ValueError(
-                f"x must be (batch, time ≥ 1, {self.d_in}), not {tuple(x.shape)}; "
-                f"this layer was made with d_in {self.d_in}"
-            )
+            raise ValueError(f"x must be (batch, time ≥ 1, {self.d_in}), not {tuple(x.shape)}; "
+                             f"this layer was made with d_in {self.d_in}")
         B, T, _ = x.shape
         if mask is not None:
             check_mask(mask, (B, T))
@@ -87,9 +85,8 @@ class Recurrence(nn.Module):
         if state is None:
             state = x.new_zeros(shape)                                  # (S, B, H)
         elif state.shape != shape:
-            raise ValueError(
-                f"state must be (states, batch, hidden) = {shape}, not {tuple(state.shape)}"
-            )
+            raise ValueError(f"state must be (states, batch, hidden) = {shape}, not "
+                             f"{tuple(state.shape)}")
         now, states = tuple(state), []                                  # S times (B, H)
         for t, projected in enumerate((x @ self.W.T + self.b).unbind(1)):       # T times (B, n·H)
             new = self.step(projected, *now)

@@ -108,16 +108,14 @@ class Reversible(nn.Module):
     def __init__(self, blocks: nn.ModuleList):
         super().__init__()
         if any(block.post_norm for block in blocks):
-            raise ValueError(
-                "a post-norm block replaces its input and cannot be reversed; use post_norm=False"
-            )
+            raise ValueError("a post-norm block replaces its input and cannot be reversed; use "
+                             "post_norm=False")
         self.blocks, self.store = blocks, False
 
     def forward(self, x: Tensor, cache: KVCache | None = None, **options) -> Tensor:
         if cache is not None:
-            raise ValueError(
-                "reversible layers are for training and keep no cache; call them with cache=None"
-            )
+            raise ValueError("reversible layers are for training and keep no cache; call them "
+                             "with cache=None")
         pairs = [attention_and_feed_forward(block, options) for block in self.blocks]
         if self.store:
             y1, y2 = run(pairs, x, x)

@@ -100,15 +100,12 @@ class Seq2Seq(nn.Module):
     def encode(self, source: Tensor, lengths: Tensor) -> DecoderState:
         """Reads source (B, S), whose row b holds lengths[b] words and then padding."""
         if source.dim() != 2 or len(source) == 0:
-            raise ValueError(
-                f"source is (batch, words) with at least one row, not {tuple(source.shape)}"
-            )
+            raise ValueError("source is (batch, words) with at least one row, not "
+                             f"{tuple(source.shape)}")
         B, S = source.shape
         if lengths.shape != (B,) or not ((lengths >= 1) & (lengths <= S)).all():
-            raise ValueError(
-                f"lengths must be {B} numbers from 1 to {S}, the width of the batch, "
-                f"not {lengths.tolist()}"
-            )
+            raise ValueError(f"lengths must be {B} numbers from 1 to {S}, the width of the batch, "
+                             f"not {lengths.tolist()}")
         mask = torch.arange(S, device=source.device) < lengths[:, None]         # (B, S)
         annotations = self.encoder(self.source_embedding(source), mask)         # (B, S, 2H)
         rightwards, leftwards = annotations.chunk(2, dim=-1)                    # (B, S, H)
@@ -127,10 +124,8 @@ class Seq2Seq(nn.Module):
         """
         B = len(state.h)
         if target.dim() != 2 or len(target) != B or target.size(1) == 0:
-            raise ValueError(
-                f"target is ({B}, words), a row for each source, with at least one word, the "
-                f"start symbol; not {tuple(target.shape)}"
-            )
+            raise ValueError(f"target is ({B}, words), a row for each source, with at least one "
+                             f"word, the start symbol; not {tuple(target.shape)}")
         y = self.target_embedding(target)                                       # (B, T, E)
         sizes = [y.size(-1), state.summary.size(-1)]
         W_y, W_c = self.decoder.W.split(sizes, dim=1)                           # (4H, E), (4H, 2H)
