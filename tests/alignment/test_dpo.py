@@ -97,6 +97,15 @@ def test_the_gradient_is_that_of_both_answers_weighted_by_the_error(world):
     assert world.reference.rows.grad is None
 
 
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.2}, {"kind": "ipo"}])
+def test_the_loss_for_training_has_the_settings_of_dpo_loss(world, settings):
+    i, j = [0, 4, 9], [30, 3, 21]
+    pi, ref = logprobs_of(world)
+    logprobs = (f64(*(logp[k] for k in rows)) for logp in (pi, ref) for rows in (i, j))
+    got = make_dpo_loss(world.reference, 0.4, **settings)(world.policy, pairs_of(world, i, j))
+    assert got.item() == pytest.approx(dpo_loss(*logprobs, 0.4, **settings).item(), abs=1e-12)
+
+
 def test_at_the_reference_the_loss_is_log_two_and_the_gradient_is_not_zero(world):
     pairs, i, j = pairs_of(world, [3, 9, 14], [22, 1, 30]), [3, 9, 14], [22, 1, 30]
     loss = make_dpo_loss(copy.deepcopy(world.policy), 0.8)(world.policy, pairs)

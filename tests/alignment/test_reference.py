@@ -1,9 +1,11 @@
 """The waiter's π_ref and its list of replies, against all strings of five words and the chain."""
 import itertools
+import math
 
 import pytest
 import torch
 
+from minigpt.alignment import reference
 from minigpt.alignment.exact import answer_logprobs
 from minigpt.alignment.reference import all_replies, train_reference
 from minigpt.worlds import replies
@@ -33,7 +35,33 @@ def test_the_reference_learns_the_chain_and_is_frozen():
     assert (after_yes - replies.NEXT_WORD[replies.YES]).abs().max() < 0.15
 
 
-def test_a_seed_fixes_the_reference():
-    once, again, other = (train_reference(seed, steps=2).state_dict() for seed in (1, 1, 2))
+def what_is_trained(monkeypatch, seed):
+    """The arguments that `train` gets, in place of training."""
+    calls = []
+    monkeypatch.setattr(reference, "train", lambda *arguments: calls.append(arguments))
+    train_reference(seed, steps=7)
+    return calls[0]
+
+
+def test_the_loss_counts_the_tokens_of_the_replies_only(monkeypatch):
+    model, next_batch, loss, config = what_is_trained(monkeypatch, seed=1)
+    tokens, mask = next_batch(torch.Generator().manual_seed(0))
+    assert tokens.shape == (256, 6) and config.max_steps == 7
+    logits, losses = model(tokens).tolist(), []
+    for row, row_mask, row_logits in zip(tokens.tolist(), mask.tolist(), logits):
+        for t in range(1, 6):
+            if row_mask[t]:
+                log_z = math.log(math.fsum(map(math.exp, row_logits[t - 1])))
+                losses.append(log_z - row_logits[t - 1][row[t]])
+    assert loss(model, (tokens, mask)).item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_a_seed_fixes_initial_weights_and_batches(monkeypatch):
+    (one, _, _, config), (two, _, _, other) = (what_is_trained(monkeypatch, s) for s in (1, 2))
+    assert (config.seed, other.seed) == (1, 2)
+    assert not torch.equal(one.token_embedding.weight, two.token_embedding.weight)
+
+
+def test_the_same_seed_gives_the_same_reference():
+    once, again = (train_reference(seed=1, steps=2).state_dict() for _ in range(2))
     assert all(torch.equal(once[name], again[name]) for name in once)
-    assert not all(torch.equal(once[name], other[name]) for name in once)
