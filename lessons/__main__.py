@@ -31,6 +31,7 @@ from minigpt.command_line import (
     whole_number,
 )
 from minigpt.files import write_atomic, write_json
+from minigpt.text.corpora import DATA
 
 with importing():
     from lessons.course import OUT, ROOT, parser, read_ledger
@@ -190,7 +191,7 @@ def source_of(lesson: Path) -> str:
     """A checksum of all that a lesson's result depends on: its script, the library, the data."""
     digest = hashlib.sha256(lesson.read_bytes())
     files = [FOLDER / "course.py", *sorted((ROOT / "minigpt").rglob("*.py")),
-             *sorted((ROOT / "data").glob("*.txt"))]
+             *sorted(DATA.glob("*.txt"))]
     for path in files:
         if path.is_file():
             digest.update(path.read_bytes())

@@ -253,7 +253,7 @@ def test_killed_at_random_moments_and_resumed_ends_with_the_same_bytes(
     """At least 12 kills, from the first instruction to the last rename, over several runs."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")         # imports torch once, for all
-    context.set_forkserver_preload(["minigpt.commands"])
+    context.set_forkserver_preload(["minigpt.commands", "minigpt.plotting", "torch._dynamo"])
     chance = random.Random(0)
 
     def attempt(folder, patience):
@@ -261,8 +261,8 @@ def test_killed_at_random_moments_and_resumed_ends_with_the_same_bytes(
 
         Returns the seconds that it took, or None if it was killed.
         """
-        argv = ["train", "--text", text, "--out", folder, *SMALL, "--max-steps", "60",
-                "--evaluate-every", "2"]
+        argv = ["train", "--text", text, "--out", folder, *SMALL, "--max-steps", "48",
+                "--evaluate-every", "3"]
         argv += ["--resume"] if os.path.exists(os.path.join(folder, "config.json")) else []
         process, start = context.Process(target=quietly, args=(argv,)), time.monotonic()
         process.start()

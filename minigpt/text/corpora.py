@@ -7,7 +7,9 @@ from pathlib import Path
 
 from minigpt.files import read_text
 
-DATA = Path(__file__).parents[2] / "data"
+PACKAGE = Path(__file__).parents[1]
+IN_A_WHEEL = PACKAGE / "data"           # in a clone, data/ stands beside minigpt/
+DATA = IN_A_WHEEL if IN_A_WHEEL.is_dir() else PACKAGE.parent / "data"
 PROSE = ("tales.txt", "letters.txt", "howto.txt", "dialogue.txt")
 
 
