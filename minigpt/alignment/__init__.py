@@ -1,1 +1,1 @@
-"""From likely to preferred: policies over answers, rewards for them, and three ways from one to the other."""
+"""From likely to preferred: reward models, REINFORCE, PPO, DPO, and the exact optimum."""
