@@ -7,11 +7,9 @@ cancels in r(x, y⁺) − r(x, y⁻). With that difference, Bradley–Terry's lo
 
     L = −E log σ( β log(π(y⁺|x)/π_ref(y⁺|x)) − β log(π(y⁻|x)/π_ref(y⁻|x)) )                   eq. 7
 
-log π(y|x) is a sum over the answer's tokens. Some published code takes the mean. That is the loss
-of another problem: its Z does not cancel, and its gradient at π* is not 0 (lesson 19).
-
-Two properties look like errors, and are not. At the start π = π_ref and L = log 2, but the gradient
-is not 0. And log π(y⁺) may fall during training, since L contains only the margin.
+log π(y|x) is a sum over the answer's tokens. With a mean, Z does not cancel, and the gradient at π*
+is not 0 (lesson 19). Two properties look like errors and are not: at the start π = π_ref and
+L = log 2, but the gradient is not 0; and log π(y⁺) may fall, since L contains only the margin.
 
 Source: Rafailov et al. 2023; course B, from "Política óptima" to "¿Cómo calculamos las log-probs?".
 IPO: Azar et al. 2024, eq. 17. Label smoothing: Mitchell 2023, "cDPO".
@@ -77,10 +75,7 @@ def implicit_reward(logprobs: Tensor, ref_logprobs: Tensor, beta: float) -> Tens
 
 
 def score_pairs(model: nn.Module, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """log π(y⁺|x) and log π(y⁻|x) in nats, (B,) each, from one pass through the model.
-
-    ValueError for chosen and rejected answers of different widths, and for an answer of no tokens.
-    """
+    """log π(y⁺|x) and log π(y⁻|x) in nats, (B,) each, from one pass through the model."""
     if pairs.chosen.size(1) != pairs.rejected.size(1):
         raise ValueError(f"chosen and rejected answers are padded to {pairs.chosen.size(1)} and "
                          f"{pairs.rejected.size(1)} tokens; pad both to the longer")
@@ -96,11 +91,7 @@ def score_pairs(model: nn.Module, pairs: Pairs) -> tuple[Tensor, Tensor]:
 def make_dpo_loss(
     reference: nn.Module, beta: float, label_smoothing: float = 0.0, kind: str = "dpo"
 ) -> Callable[[nn.Module, Pairs], Tensor]:
-    """DPO's loss(policy, pairs) -> scalar, for `train` in training/loop.py.
-
-    The settings are those of `dpo_loss`. The reference gets no gradient. ValueError if the policy
-    shares parameters with the reference.
-    """
+    """DPO's loss(policy, pairs) -> scalar, for `train`. The settings are those of `dpo_loss`."""
     check_settings(beta, label_smoothing, kind)
 
     def loss(policy: nn.Module, pairs: Pairs) -> Tensor:
@@ -125,10 +116,7 @@ def dpo_metrics(policy: nn.Module, reference: nn.Module, pairs: Pairs, beta: flo
     check_reference(policy, reference)
     chosen, rejected = score_pairs(policy, pairs)
     ref_chosen, ref_rejected = score_pairs(reference, pairs)
-    reward_chosen = implicit_reward(chosen, ref_chosen, beta)           # (B,)
-    reward_rejected = implicit_reward(rejected, ref_rejected, beta)     # (B,)
-    margins = reward_chosen - reward_rejected                           # (B,)
-    return {
-        "accuracy": pair_accuracy(margins), "margin": margins.mean().item(),
-        "chosen": chosen.mean().item(), "rejected": rejected.mean().item(),
-    }
+    margins = (implicit_reward(chosen, ref_chosen, beta)
+               - implicit_reward(rejected, ref_rejected, beta))         # (B,)
+    return {"accuracy": pair_accuracy(margins), "margin": margins.mean().item(),
+            "chosen": chosen.mean().item(), "rejected": rejected.mean().item()}

@@ -38,9 +38,6 @@ def list_answers(
     >>> tokens, mask = list_answers(torch.tensor([0]), vocab_size=2, max_length=2)
     >>> tokens.tolist(), mask.int().tolist()
     ([[0, 0, 0], [0, 1, 0], [0, 1, 1]], [[0, 1, 0], [0, 1, 1], [0, 1, 1]])
-
-    ValueError for a prompt of another shape, for a length below 1, for a stop token that is not in
-    the vocabulary, and for more than two million answers.
     """
     if prompt.dim() != 1 or max_length < 1 or not 0 <= stop_token < vocab_size:
         raise ValueError("list_answers needs a prompt (P,), a length of at least 1 and a stop "
@@ -75,8 +72,6 @@ class Table(nn.Module):
 
     Each prefix has a row. Row number `token` is the prefix of that one token; appending a token to
     the prefix of row s leads to row (s + 1)·V + token.
-    ValueError for a table of more than two million rows, for more tokens than `context_length`, and
-    for tokens that are not in the vocabulary.
     """
 
     def __init__(self, vocab_size: int, context_length: int, n_outputs: int | None = None):
@@ -128,11 +123,7 @@ def make_table(tokens: Tensor, mask: Tensor, logprobs: Tensor, vocab_size: int) 
 def answer_logprobs(
     model: Callable, tokens: Tensor, mask: Tensor, batch_size: int = 8192
 ) -> Tensor:
-    """log π(y|x) in nats of each answer: tokens (N, T), mask (N, T) -> (N,).
-
-    Gradients reach the model unless they are switched off. ValueError for a mask that is not bool
-    or not of the shape of `tokens`.
-    """
+    """log π(y|x) in nats of each answer: tokens (N, T), mask (N, T) -> (N,)."""
     check_mask(mask, tokens.shape)
     batches = zip(tokens.split(batch_size), mask.split(batch_size))
     return torch.cat([sequence_logprobs(model(t[:, :-1]), t, m) for t, m in batches])
@@ -142,10 +133,8 @@ def expectation(logprobs: Tensor, values: Tensor) -> Tensor:
     """E_π[values] = Σ_y π(y)·values(y): log π (N,), values (N,) -> scalar.
 
     An answer of probability 0 adds 0 to the sum and to the gradient, even if its value is ∞.
-    ValueError if no answer has a positive probability.
     """
-    # Answers of probability 0 are left out before the product. A mask after it would not do: the
-    # product 0·∞ is NaN, and its gradient stays NaN.
+    # They are left out before the product: 0·∞ is NaN, and its gradient would stay NaN.
     possible = logprobs != -torch.inf
     if not possible.any():
         raise ValueError(f"no answer of {len(logprobs)} has a positive probability, so there is "
@@ -154,20 +143,13 @@ def expectation(logprobs: Tensor, values: Tensor) -> Tensor:
 
 
 def kl_divergence(logprobs: Tensor, other: Tensor) -> Tensor:
-    """KL(π‖q) in nats: log π (N,), log q (N,) -> scalar ≥ 0.
-
-    It is ∞ if π gives an answer that q never gives.
-    """
+    """KL(π‖q) in nats: log π (N,), log q (N,) -> scalar; ∞ if π has an answer that q never has."""
     possible = logprobs != -torch.inf
     return expectation(logprobs[possible], logprobs[possible] - other[possible])
 
 
 def optimal_policy(ref_logprobs: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The policy that maximises J(π): log π* (N,) and log Z (Rafailov et al. 2023, eq. 4).
-
-    β has the unit of the reward. ValueError for a β that is not positive and finite, and where Z is
-    0 or ∞, so that there is no π*.
-    """
+    """The policy that maximises J(π): log π* (N,) and log Z. β has the unit of the reward."""
     if not 0 < beta < math.inf:
         raise ValueError(f"β must be greater than 0 and finite, not {beta}; with β = 0 the best "
                          "policy gives only the answer of highest reward")
@@ -180,10 +162,7 @@ def optimal_policy(ref_logprobs: Tensor, rewards: Tensor, beta: float) -> tuple[
 
 
 def objective(logprobs: Tensor, ref_logprobs: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """J(π) = E_π[r] − β·KL(π‖π_ref): scalar.
-
-    Its maximum is β log Z, and β log Z − J(π) = β·KL(π‖π*).
-    """
+    """J(π) = E_π[r] − β·KL(π‖π_ref), a scalar: β log Z − J(π) = β·KL(π‖π*)."""
     return expectation(logprobs, rewards) - beta * kl_divergence(logprobs, ref_logprobs)
 
 

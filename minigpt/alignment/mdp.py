@@ -68,8 +68,7 @@ def action_values(mdp: MDP, values: Tensor, gamma: float = 1.0) -> Tensor:
 def evaluate(mdp: MDP, policy: Tensor, horizon: int, gamma: float = 1.0) -> Tensor:
     """The values V_k of a policy (S, A) for k = 0 … T steps to go: (T + 1, S).
 
-    J(π) is [-1, mdp.start]. Gradients reach the policy. ValueError for a policy of another shape or
-    whose rows are not distributions, and for a horizon below 1.
+    J(π) is [-1, mdp.start]. Gradients reach the policy.
     """
     check_policy(mdp, policy)
     check_horizon(horizon)
@@ -80,10 +79,7 @@ def evaluate(mdp: MDP, policy: Tensor, horizon: int, gamma: float = 1.0) -> Tens
 
 
 def value_iteration(mdp: MDP, horizon: int, gamma: float = 1.0) -> Tensor:
-    """The values V*_k of the best actions for k = 0 … T steps to go: (T + 1, S).
-
-    The greatest J that any policy reaches is [-1, mdp.start]. ValueError for a horizon below 1.
-    """
+    """The values V*_k of the best actions for k = 0 … T steps to go: (T + 1, S)."""
     check_horizon(horizon)
     values = [torch.zeros_like(mdp.rewards)]
     for _ in range(horizon):
@@ -104,10 +100,7 @@ def greedy_policy(q: Tensor, tolerance: float = 1e-9) -> Tensor:
 def sample_episodes(
     mdp: MDP, policy: Tensor, n_episodes: int, horizon: int, generator: Generator
 ) -> Episodes:
-    """Samples N episodes of at most T steps with a policy (S, A).
-
-    ValueError as in `evaluate`, and for fewer than 1 episode.
-    """
+    """Samples N episodes of at most T steps with a policy (S, A)."""
     check_policy(mdp, policy)
     check_horizon(horizon)
     if n_episodes < 1:
@@ -134,8 +127,6 @@ def list_episodes(mdp: MDP, horizon: int) -> Episodes:
     >>> episodes = list_episodes(Grid("S.M"), horizon=2)
     >>> len(episodes.states), episodes.returns()[:, 0].sum().item()
     (16, 100.0)
-
-    ValueError for a horizon below 1, and for more than two million episodes.
     """
     check_horizon(horizon)
     possible = mdp.transitions > 0                                      # (S, A, S)

@@ -3,11 +3,8 @@
     P(a ≻ b) = e^{r(a)} / (e^{r(a)} + e^{r(b)}) = σ( r(a) − r(b) )        Bradley and Terry 1952
 
 The labels here are simulated. The labeller has a true reward r, which no learner sees, and chooses
-by this rule. With probability `flip` the label is then exchanged, as by mistake:
-
-    P(label prefers a) = flip + (1 − 2·flip)·σ( r(a) − r(b) )
-
-So the accuracy and the loss of the best possible learner are known.
+by this rule. With probability `flip` the label is then exchanged, as by mistake: the probability of
+the label is flip + (1 − 2·flip)·σ(r(a) − r(b)). So the best possible accuracy and loss are known.
 
 Source: course B, "Modelo Bradley-Terry". Christiano et al. 2017, §2.2.3, assume labels with a
 similar error.
@@ -25,11 +22,7 @@ from minigpt.text.padding import check_mask
 
 @dataclass
 class Pairs:
-    """B comparisons: the preferred answer and the other one, each after the same prompt.
-
-    ValueError if a mask is not bool or not of the shape of its tokens, and for different numbers of
-    chosen and rejected answers.
-    """
+    """B comparisons: the preferred answer and the other one, each after the same prompt."""
 
     chosen: Tensor                      # (B, T) tokens of prompt, answer, padding
     chosen_mask: Tensor                 # (B, T) True at the answer's tokens
@@ -47,24 +40,14 @@ class Pairs:
         return len(self.chosen)
 
     def __getitem__(self, rows: int | slice | Tensor) -> "Pairs":
-        """Some of the pairs: a slice, a tensor of row numbers, or a bool tensor (B,).
-
-        A single number gives a batch of one pair, (1, T). IndexError for a row that is not there.
-        """
+        """Some of the pairs, as from a tensor; a single number gives a batch of one pair."""
         rows = [rows] if isinstance(rows, int) else rows
         return Pairs(self.chosen[rows], self.chosen_mask[rows],
                      self.rejected[rows], self.rejected_mask[rows])
 
 
 def preference_probability(reward_a: Tensor, reward_b: Tensor, flip: float = 0.0) -> Tensor:
-    """P(label prefers a) from two rewards whose shapes broadcast: (…), (…) -> (…).
-
-    >>> equal = preference_probability(torch.tensor(7.0), torch.tensor(7.0), flip=0.25)
-    >>> equal.item()
-    0.5
-
-    ValueError for a `flip` outside [0, 0.5), and for rewards whose difference is not a number.
-    """
+    """P(label prefers a) from two rewards whose shapes broadcast: (…), (…) -> (…)."""
     if not 0 <= flip < 0.5:
         raise ValueError("flip is the probability of a wrong label and lies in [0, 0.5), not "
                          f"{flip}; labels with a flip of 0.5 say nothing")
@@ -75,13 +58,10 @@ def preference_probability(reward_a: Tensor, reward_b: Tensor, flip: float = 0.0
     return flip + (1 - 2 * flip) * torch.sigmoid(difference)
 
 
-def compare(
-    answers: Rollout, rewards: Tensor, generator: Generator, flip: float = 0.0
-) -> Pairs:
+def compare(answers: Rollout, rewards: Tensor, generator: Generator, flip: float = 0.0) -> Pairs:
     """Samples a label for row 2i against row 2i + 1 of 2B answers: B pairs.
 
-    `rewards` (2B,) are the true ones. ValueError for no answers or an odd number of them, for
-    another number of rewards, and for two answers that do not follow the same prompt.
+    `rewards` (2B,) are the true ones. ValueError unless the two rows answer the same prompt.
     """
     if len(answers.tokens) < 2 or len(answers.tokens) % 2:
         raise ValueError("compare needs answers in pairs, an even number of at least 2, not "
@@ -123,19 +103,13 @@ def check_probability(probability: Tensor) -> None:
 
 
 def accuracy_ceiling(probability: Tensor) -> float:
-    """How often a judge who knows r agrees with the labels: the mean of max(p, 1 − p), p (B,).
-
-    No learner can expect more. ValueError for no pair, and for a p outside [0, 1].
-    """
+    """The mean of max(p, 1 − p), p (B,): how often a judge that knows r agrees with the labels."""
     check_probability(probability)
     return torch.maximum(probability, 1 - probability).mean().item()
 
 
 def loss_floor(probability: Tensor) -> float:
-    """The least expected Bradley–Terry loss in nats: the mean entropy of the labels, p (B,).
-
-    H(p) = −p log p − (1 − p) log(1 − p). ValueError as in `accuracy_ceiling`.
-    """
+    """The least expected Bradley–Terry loss in nats: the mean entropy of the labels, p (B,)."""
     check_probability(probability)
     return torch.special.entr(torch.stack([probability, 1 - probability])).sum(0).mean().item()
 
@@ -143,13 +117,10 @@ def loss_floor(probability: Tensor) -> float:
 def pair_accuracy(margins: Tensor, tie: float = 1e-5) -> float:
     """The share of margins (B,) above 0; a margin smaller than `tie` either way counts half.
 
-    The margin of a pair is the score of the chosen answer minus that of the rejected answer. Two
-    equal answers have a margin of 0 up to rounding. Compare the result with `accuracy_ceiling`.
+    The margin of a pair is the score of the chosen answer minus that of the rejected answer.
 
     >>> pair_accuracy(torch.tensor([2.0, 0.1, 0.0, -3.0]))
     0.625
-
-    ValueError for no margin, and for one that is not a number.
     """
     if not len(margins):
         raise ValueError("there is no pair to average over; give at least one margin")
@@ -160,11 +131,7 @@ def pair_accuracy(margins: Tensor, tie: float = 1e-5) -> float:
 
 
 def check_margins(margins: Tensor, *scores: Tensor) -> None:
-    """ValueError for a margin of ∞ − ∞, which has no limit.
-
-    Scores that are not numbers themselves pass: the training loop reports such a loss, and keeps
-    the last checkpoint.
-    """
+    """ValueError for a margin of ∞ − ∞. A NaN score passes: the training loop reports it."""
     undefined = margins.isnan()
     for score in scores:
         undefined = undefined & ~score.isnan()

@@ -7,9 +7,9 @@ r is read at the last token of the answer, the only position that has seen all o
 depends on differences only, so any constant per prompt can be added to r. After training, r is
 shifted to have mean 0 on reference answers, so that β has the same meaning for every reward model.
 
-Source: courses A, B and D; Ouyang et al. 2022, §3.5. A figure of course A writes log σ(…), without
-the minus sign of the course's own formula. Course B calls this the expression of the reward model
-"en DPO"; it belongs to RLHF, since DPO has no reward model (lesson 19).
+Source: Ouyang et al. 2022, §3.5; course A, "Reward Model (RM)"; course B, "Función de costo del
+modelo de recompensa"; course D, "Loss for reward model training". A figure of A lacks the minus; B
+calls this the expression of the reward model "en DPO", but DPO has no reward model (lesson 19).
 Deviation: here a pair is one term of the mean. Ouyang et al. rank K answers to a prompt, and take
 their K(K−1)/2 pairs as one batch element.
 
@@ -46,7 +46,6 @@ class RewardModel(nn.Module):
     """r(x, y), one number per answer: tokens (B, T), the answers' mask (B, T) -> (B,).
 
     `values` maps tokens (B, T) to one number per position (B, T): a ValueModel or a Table.
-    ValueError for a mask that is not bool or not (B, T), and for a row without an answer.
     """
 
     def __init__(self, values: nn.Module):
@@ -62,20 +61,14 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def normalise(self, tokens: Tensor, mask: Tensor) -> None:
-        """Shifts r to have mean 0 on these answers (Ouyang et al. 2022, §3.5).
-
-        ValueError as in `forward`, and if there is no answer.
-        """
+        """Shifts r to have mean 0 on these answers (Ouyang et al. 2022, §3.5)."""
         if not len(tokens):
             raise ValueError("there is no answer to average over; normalise on at least one")
         self.offset += self(tokens, mask).mean()
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """−mean log σ(r⁺ − r⁻) in nats: (B,), (B,) -> scalar.
-
-    It is log 2 where r⁺ = r⁻. ValueError for no pair, for two different shapes, and for ∞ − ∞.
-    """
+    """−mean log σ(r⁺ − r⁻) in nats: (B,), (B,) -> scalar. It is log 2 where r⁺ = r⁻."""
     if chosen.shape != rejected.shape or not chosen.numel():
         raise ValueError("the loss needs one reward for each answer of at least one pair, not "
                          f"{tuple(chosen.shape)} and {tuple(rejected.shape)}")
@@ -86,8 +79,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 def best_of_k_loss(rewards: Tensor, best: Tensor) -> Tensor:
     """−mean log softmax(r)[best] for K answers per prompt: (B, K), (B,) -> scalar in nats.
 
-    K = 2 gives the loss of pairs (Luce 1959). ValueError for no prompt, for fewer than 2 answers,
-    and where the highest reward of a prompt is not finite.
+    K = 2 gives the loss of pairs (Luce 1959).
     """
     if rewards.dim() != 2 or not len(rewards) or rewards.size(1) < 2:
         raise ValueError("the loss needs rewards (B, K) of at least 1 prompt with at least 2 "
@@ -106,10 +98,7 @@ def reward_loss(model: RewardModel, pairs: Pairs) -> Tensor:
 
 @torch.no_grad()
 def reward_accuracy(model: RewardModel, pairs: Pairs) -> float:
-    """The share of pairs whose chosen answer has the higher reward; a tie counts half.
-
-    Compare it with `accuracy_ceiling`. ValueError for no pair.
-    """
+    """The share of pairs whose chosen answer has the higher reward; a tie counts half."""
     chosen = model(pairs.chosen, pairs.chosen_mask)
     rejected = model(pairs.rejected, pairs.rejected_mask)
     return pair_accuracy(chosen - rejected)
