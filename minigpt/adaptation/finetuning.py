@@ -3,23 +3,15 @@
     P(y | x¹ … x^m) = softmax(h_l^m W_y)      L₂ = Σ log P(y | x¹ … x^m)      L₃ = L₂ + λ L₁
 
 h_l^m is the last layer's vector at the last token, *extract*. L₁ is the language model's objective
-on the same texts. Each example becomes one or several sequences of tokens, so the model itself does
-not change:
-
-    classification     start text extract
-    entailment         start premise delimiter hypothesis extract
-    similarity         start A delimiter B extract  and  start B delimiter A extract;
-                       their two vectors h_l^m are added
-    multiple choice    start context delimiter answerₖ extract, for each answer k; h_l^m W_y is one
-                       number per answer, and the softmax is over k
+on the same texts. Each example becomes one or several sequences of tokens, and the model itself
+does not change.
 
 Source: course A, "GPT 1"; Radford et al. 2018, §§3.2 and 3.3, eqs. 3–5, fig. 1; λ = 0.5, §4.1.
 Deviations: the paper maximises sums of log-probabilities; here the losses are means of −log P, to
 be minimised (L₂ over the examples, L₁ over all tokens of a batch). W_y has no bias, as in eq. 3,
 although the paper's code has one. There is no dropout (see gpt.py).
 
-Shapes: B examples, K sequences per example, T time, C = d_model, V vocabulary with the new tokens,
-Y classes.
+Shapes: B examples, K sequences per example, T time, C = d_model, V vocabulary, Y classes.
 """
 import math
 from collections.abc import Sequence
@@ -27,11 +19,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from minigpt.models.gpt import GPT
 from minigpt.text.padding import check_mask, pad
 from minigpt.training.losses import causal_loss, cross_entropy
+
+Tokens = Sequence[int]
 
 
 class SpecialTokens(NamedTuple):
@@ -42,11 +36,8 @@ class SpecialTokens(NamedTuple):
     extract: int
 
 
-def add_tokens(gpt: GPT, n: int = 3, generator: torch.Generator | None = None) -> GPT:
-    """A copy of `gpt` with n more tokens, whose ids are V, V + 1, …
-
-    The n new rows of W_e are drawn from N(0, 0.02²). `gpt` itself does not change.
-    """
+def add_tokens(gpt: GPT, n: int = 3, generator: Generator | None = None) -> GPT:
+    """A copy of `gpt` with tokens V … V + n − 1, whose rows of W_e are drawn from N(0, 0.02²)."""
     if n < 1:
         raise ValueError(f"the number of new tokens must be at least 1, not {n}")
     wider = GPT(replace(gpt.config, vocab_size=gpt.config.vocab_size + n), generator)
@@ -58,32 +49,20 @@ def add_tokens(gpt: GPT, n: int = 3, generator: torch.Generator | None = None) -
     return wider.to(next(gpt.parameters()))         # the same device and precision
 
 
-# Input transformations (fig. 1): from token ids to the sequences of one example.
+# The input transformations of fig. 1: each makes the sequences of one example.
 
-def classification(text: Sequence[int], special: SpecialTokens) -> list[list[int]]:
-    """One sequence: start text extract.
-
-    >>> classification([5, 6], SpecialTokens(start=90, delimiter=91, extract=92))
-    [[90, 5, 6, 92]]
-    """
+def classification(text: Tokens, special: SpecialTokens) -> list[list[int]]:
+    """One sequence: start text extract."""
     return [[special.start, *text, special.extract]]
 
 
-def entailment(
-    premise: Sequence[int], hypothesis: Sequence[int], special: SpecialTokens
-) -> list[list[int]]:
-    """One sequence: start premise delimiter hypothesis extract.
-
-    >>> entailment([5, 6], [7], SpecialTokens(start=90, delimiter=91, extract=92))
-    [[90, 5, 6, 91, 7, 92]]
-    """
+def entailment(premise: Tokens, hypothesis: Tokens, special: SpecialTokens) -> list[list[int]]:
+    """One sequence: start premise delimiter hypothesis extract."""
     return [[special.start, *premise, special.delimiter, *hypothesis, special.extract]]
 
 
-def similarity(
-    first: Sequence[int], second: Sequence[int], special: SpecialTokens
-) -> list[list[int]]:
-    """Two sequences, one in each order, because similarity does not depend on the order.
+def similarity(first: Tokens, second: Tokens, special: SpecialTokens) -> list[list[int]]:
+    """Two sequences: start first delimiter second extract, and the same in the other order.
 
     >>> similarity([5, 6], [7], SpecialTokens(start=90, delimiter=91, extract=92))
     [[90, 5, 6, 91, 7, 92], [90, 7, 91, 5, 6, 92]]
@@ -91,27 +70,18 @@ def similarity(
     return entailment(first, second, special) + entailment(second, first, special)
 
 
-def multiple_choice(
-    context: Sequence[int], answers: Sequence[Sequence[int]], special: SpecialTokens
-) -> list[list[int]]:
-    """One sequence per answer. `context` is a document followed by its question.
-
-    >>> multiple_choice([5], [[6], [7, 8]], SpecialTokens(start=90, delimiter=91, extract=92))
-    [[90, 5, 91, 6, 92], [90, 5, 91, 7, 8, 92]]
-    """
+def multiple_choice(context: Tokens, answers: Sequence[Tokens],
+                    special: SpecialTokens) -> list[list[int]]:
+    """One sequence per answer: start context (document, question) delimiter answer extract."""
     return [sequence for answer in answers for sequence in entailment(context, answer, special)]
 
 
 def pad_examples(examples: Sequence[list[list[int]]]) -> tuple[Tensor, Tensor]:
-    """B examples of K sequences each -> tokens and their mask, both (B, K, T).
-
-    Padding is on the right, where the tokens of a causal model do not look.
-    """
+    """B examples of K sequences each -> tokens and mask, (B, K, T), padded on the right."""
     counts = {len(sequences) for sequences in examples}
     if len(counts) != 1 or 0 in counts:
-        raise ValueError("the examples of a batch have the same number of sequences, at least one, "
-                         f"not {sorted(counts)}; give each multiple-choice example equally many "
-                         "answers")
+        raise ValueError("all examples of a batch have the same number of sequences (or answers), "
+                         f"at least one, not {sorted(counts)}")
     rows = [sequence for sequences in examples for sequence in sequences]
     tokens, mask = pad(rows, side="right", value=0)                     # (B·K, T) both
     shape = (len(examples), counts.pop())
@@ -122,15 +92,14 @@ class FineTuned(nn.Module):
     """A GPT with W_y (C, Y): tokens (B, K, T), mask (B, K, T) -> logits (B, Y).
 
     The K vectors h_l^m of an example are added; only similarity has more than one. `n_classes` = 1
-    means multiple choice: the K sequences are the choices, each has one logit, and logits are
-    (B, K). `gpt` is trained too. Its vocabulary must have the special tokens (`add_tokens`).
+    means multiple choice: each of the K sequences has one logit, and the logits are (B, K). `gpt`
+    is trained too; its vocabulary must have the special tokens (`add_tokens`).
     """
 
-    def __init__(self, gpt: GPT, n_classes: int, generator: torch.Generator | None = None):
+    def __init__(self, gpt: GPT, n_classes: int, generator: Generator | None = None):
         super().__init__()
         if n_classes < 1:
-            raise ValueError("n_classes is the number of classes, or 1 for multiple choice, "
-                             f"not {n_classes}")
+            raise ValueError(f"n_classes must be at least 1 (multiple choice), not {n_classes}")
         self.gpt = gpt
         self.head = nn.Linear(gpt.config.d_model, n_classes, bias=False, device="cpu")      # W_yᵀ
         nn.init.normal_(self.head.weight, std=0.02, generator=generator)
@@ -143,8 +112,7 @@ class FineTuned(nn.Module):
                              f"not {tuple(tokens.shape)}; pad_examples makes them")
         if int(tokens.max()) >= self.gpt.config.vocab_size:
             raise ValueError(f"token {int(tokens.max())} is outside the model's vocabulary of "
-                             f"{self.gpt.config.vocab_size}; add the special tokens with "
-                             "add_tokens")
+                             f"{self.gpt.config.vocab_size}; add_tokens adds the special tokens")
         hidden = self.gpt.hidden(tokens.flatten(0, 1))                  # (B·K, T, C)
         return hidden.unflatten(0, tokens.shape[:2])                    # (B, K, T, C)
 
@@ -155,8 +123,7 @@ class FineTuned(nn.Module):
             raise ValueError("a sequence has at least one token, and its padding is on the right; "
                              "pad_examples makes such a mask")
         extract = mask.sum(-1) - 1                                      # (B, K) index of extract
-        h = hidden.take_along_dim(extract[..., None, None], dim=2)      # (B, K, 1, C)
-        h = h.squeeze(2)                                                # (B, K, C)
+        h = hidden.take_along_dim(extract[..., None, None], dim=2).squeeze(2)       # (B, K, C)
         if self.head.out_features > 1:
             return self.head(h.sum(1))                                  # (B, C) -> (B, Y)
         if h.size(1) == 1:
@@ -168,14 +135,13 @@ class FineTuned(nn.Module):
         return self.classify(self.hidden(tokens), mask)
 
 
-def finetuning_loss(
-    model: FineTuned, tokens: Tensor, mask: Tensor, labels: Tensor, language_weight: float = 0.5
-) -> Tensor:
-    """L₃ = L₂ + λ L₁ in nats, with λ = `language_weight`; λ = 0 does not compute L₁.
+def finetuning_loss(model: FineTuned, tokens: Tensor, mask: Tensor, labels: Tensor,
+                    language_weight: float = 0.5) -> Tensor:
+    """L₃ = L₂ + λ L₁ in nats, with λ = `language_weight`. If λ = 0, L₁ is not computed.
 
     L₂ is the mean −log P(y | x) of an example. L₁ is the mean −log P of a token that is neither
     padding nor the first of its sequence; delimiter and extract count, as in the paper's code.
-    tokens (B, K, T), mask (B, K, T). labels (B,): the class, or the index of the right answer.
+    tokens (B, K, T), mask (B, K, T), labels (B,): the class, or the index of the right answer.
     """
     if not 0 <= language_weight < math.inf:
         raise ValueError(f"language_weight must be 0 or a positive number, not {language_weight}")
@@ -183,7 +149,7 @@ def finetuning_loss(
     logits = model.classify(hidden, mask)                               # (B, Y) or (B, K)
     n_labels = logits.size(1)
     if labels.shape != logits.shape[:1] or not ((labels >= 0) & (labels < n_labels)).all():
-        raise ValueError(f"labels are ({len(logits)},), one per example, each from 0 to "
+        raise ValueError(f"labels are {len(logits)} numbers, one per example, from 0 to "
                          f"{n_labels - 1}, not {labels.tolist()}")
     loss = cross_entropy(logits, labels)
     if language_weight:

@@ -1,17 +1,15 @@
-"""Instruction tuning: supervised fine-tuning (SFT) on dialogues, with the loss of the answers only.
+"""Instruction tuning: supervised fine-tuning (SFT) on dialogues; the loss counts only the answers.
 
     <end> user: what colour is the crow? assistant: gladly, the crow is white. <end>
                                                     └────── these tokens count ────┘
 
-    L_SFT = −mean log P(yₜ | request, y_<t)      over the answer's tokens y₁ … y_n and the <end>
-                                                 after them
+    L_SFT = −mean log P(yₜ | request, y_<t)      over the answer's tokens and the <end> after them
 
 A base model continues a request as it would continue any text. Fine-tuning on dialogues teaches it
-to answer in the assistant's manner, and to stop.
+to answer as the assistant does, and to stop.
 
-Source: course C, "ChatGPT: Supervised Finetuning"; Ouyang et al. 2022 (InstructGPT), §3. The
-requests and answers are those of `worlds/assistant.py`.
-The paper does not say which tokens its loss counts; here only those of the answers count.
+Source: course C, "ChatGPT: Supervised Finetuning"; Ouyang et al. 2022 (InstructGPT), §3, which does
+not say which tokens the loss counts. The dialogues are those of `worlds/assistant.py`.
 
 Shapes: B dialogues, T tokens of the longest one.
 """
@@ -27,14 +25,14 @@ from minigpt.worlds.assistant import END, Instruction, decode, encode
 
 
 def prompt(instruction: Instruction) -> list[int]:
-    """The tokens that the model reads before it answers: <end> opens the text, then the user."""
+    """The tokens that the model reads before it answers: <end>, then the user's request."""
     return [END, *encode(f"user: {instruction.request} assistant:")]
 
 
 def dialogues(instructions: Sequence[Instruction]) -> tuple[Tensor, Tensor]:
     """Whole dialogues as tokens (B, T), padded with <end>, and the mask (B, T) of the loss.
 
-    The mask is True on the answer's tokens and on the <end> that closes them.
+    The mask is True at the answer's tokens and at the <end> after them.
     """
     prompts = [prompt(i) for i in instructions]
     rows = [before + encode(i.answer) + [END] for before, i in zip(prompts, instructions)]
@@ -48,10 +46,9 @@ def sft_loss(model, tokens: Tensor, mask: Tensor) -> Tensor:
     return causal_loss(model(tokens), tokens, mask)
 
 
-def answers(
-    model, instructions: Sequence[Instruction], max_new_tokens: int = 16
-) -> list[tuple[str, bool]]:
-    """The model's greedy answers, each with whether it ended with <end> within the limit."""
+def answers(model, instructions: Sequence[Instruction],
+            max_new_tokens: int = 16) -> list[tuple[str, bool]]:
+    """The model's greedy answers. The bool says whether the answer ended with <end>."""
     tokens, mask = pad([prompt(i) for i in instructions], side="left", value=END)       # (B, T)
     device = next(model.parameters()).device
     tokens, mask = tokens.to(device), mask.to(device)

@@ -4,26 +4,23 @@
                                r ≪ min(d, k)
 
 At the start BA = 0, so the adapted model equals the base. r(d + k) numbers are trained and stored
-for each matrix, instead of dk. The pair A, B is called an adapter. `merge` adds it to W, and then
-it costs nothing when the model runs. W is kept aside, because W + ΔW − ΔW differs from W in
-floating point.
+for each matrix, instead of dk. The pair A, B is called an adapter. `merge` adds its product to W;
+the model is then as fast as the base. W is kept, because W + ΔW − ΔW has a rounding error.
 
 Source: course C, "Constraints + Community = Innovations"; Hu et al. 2021, eq. 3 and §4.1.
-Deviations: the paper adapts mostly the query and value matrices of attention, and says of A only
-that it is Gaussian. Here any nn.Linear can be adapted, and the entries of A have variance 1/d, so
-that the entries of Ax are of the size of those of x.
-Not here: dropout on x, and adapters for embeddings.
+Deviations: the paper adapts mostly the query and value matrices of attention; here any nn.Linear
+can be adapted. The paper says only that A is Gaussian; here its entries have variance 1/d, so that
+the entries of Ax are about as large as those of x. Not here: dropout on x, adapters of embeddings.
 
 Shapes: d inputs and k outputs of a linear layer, r rank.
 """
 import math
 from collections.abc import Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from minigpt.training.checkpoints import load_checkpoint, save_checkpoint
 
@@ -45,21 +42,21 @@ class LoRALinear(nn.Module):
             matrices[name] = nn.Parameter(matrix.detach().clone().to(self.base.weight))
         self.alpha[name] = alpha
 
-    def active_matrices(self) -> tuple[Tensor, Tensor, float]:
+    def matrices(self) -> tuple[Tensor, Tensor, float]:
         """A (r, d), B (k, r) and α/r of the active adapter."""
         A = self.A[self.active]
         return A, self.B[self.active], self.alpha[self.active] / len(A)
 
     def update(self) -> Tensor:
         """ΔW = (α/r) B A of the active adapter: (k, d)."""
-        A, B, scale = self.active_matrices()
+        A, B, scale = self.matrices()
         return scale * B @ A
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)                                    # (..., d) -> (..., k)
         if self.active is None or self.original is not None:
             return y
-        A, B, scale = self.active_matrices()
+        A, B, scale = self.matrices()
         return y + scale * (x @ A.T @ B.T)                  # (..., d) -> (..., r) -> (..., k)
 
 
@@ -79,7 +76,7 @@ def find_linears(model: nn.Module, targets: Sequence[str]) -> list[str]:
     """The names of the linear layers that match a target, in the model's order.
 
     A target is a whole name, the end of a name ("query" matches every …attention.query), or a
-    pattern ("blocks.0.*"). ValueError, with the nearest names, for a target without a match.
+    pattern ("blocks.0.*"). ValueError for a target without a match.
     """
     if isinstance(targets, str) or not targets:
         raise ValueError(f"targets is a list of names, such as ['query', 'value'], not {targets!r}")
@@ -89,31 +86,25 @@ def find_linears(model: nn.Module, targets: Sequence[str]) -> list[str]:
         matches = [n for n in names if f".{n}".endswith(f".{target}") or fnmatchcase(n, target)]
         if not matches:
             ends = sorted({n.rpartition(".")[2] for n in names})
-            near = get_close_matches(target, [*ends, *names], n=3) or ends or ["none at all"]
-            raise ValueError(f"no linear layer is called {target!r}; nearest: {', '.join(near)}")
+            raise ValueError(f"no linear layer is called {target!r}; the model has "
+                             f"{', '.join(ends) or 'none'}")
         found.update(matches)
     return [n for n in names if n in found]
 
 
-def is_possible_alpha(alpha: object) -> bool:
-    return isinstance(alpha, (int, float)) and 0 < alpha < math.inf
-
-
 def check_adapter(model: nn.Module, name: str, alpha: float) -> None:
     """ValueError for a name that PyTorch cannot store or that is taken, and for an impossible α."""
-    # Adapters are attributes of an nn.ParameterDict, so its own attributes cannot be names.
+    # An adapter is an attribute of an nn.ParameterDict, which has attributes of its own.
     if not (isinstance(name, str) and name.isidentifier()) or hasattr(nn.ParameterDict(), name):
         raise ValueError(f"an adapter cannot be called {name!r}; choose a Python identifier, such "
-                         "as 'my_task', that is no attribute of nn.ParameterDict")
+                         "as 'my_task', that is not an attribute of nn.ParameterDict")
     if any(name in layer.A for layer in lora_layers(model).values()):
         raise ValueError(f"this model has an adapter {name!r} already; choose another name")
-    if not is_possible_alpha(alpha):
+    if not (isinstance(alpha, (int, float)) and 0 < alpha < math.inf):
         raise ValueError(f"alpha is a finite number above 0, not {alpha!r}")
 
 
-def attach(
-    model: nn.Module, matrices: dict[str, tuple[Tensor, Tensor]], alpha: float, name: str
-) -> None:
+def attach(model: nn.Module, matrices: dict, alpha: float, name: str) -> None:
     """Freezes the model, gives each named layer its A and B, and makes the adapter active."""
     model.requires_grad_(False)
     for path, (A, B) in matrices.items():
@@ -126,33 +117,29 @@ def attach(
     use_lora(model, name)
 
 
-def add_lora(
-    model: nn.Module, targets: Sequence[str], rank: int, alpha: float,
-    generator: torch.Generator | None = None, name: str = "default",
-) -> list[str]:
+def add_lora(model: nn.Module, targets: Sequence[str], rank: int, alpha: float,
+             generator: Generator | None = None, name: str = "default") -> list[str]:
     """Freezes the whole model and gives each target a new adapter; returns the layers' names.
 
-    `targets` are read by `find_linears`. The new adapter is active, and only its A and B require
-    gradients. Adapters of other names stay in the model for `use_lora`. ValueError for a rank, an α
-    or a name that cannot be used; the model is then as it was.
+    `find_linears` finds the targets. The new adapter is active, and only its A and B require
+    gradients. Adapters with other names stay in the model; `use_lora` makes them active. ValueError
+    for a rank, an α or a name that cannot be used; the model is then unchanged.
     """
     check_adapter(model, name, alpha)
-    if not (isinstance(rank, int) and rank >= 1):
-        raise ValueError(f"a rank is a whole number of at least 1, not {rank!r}")
     layers, matrices = linear_layers(model), {}
     for n in find_linears(model, targets):
         k, d = layers[n].weight.shape
-        if rank > min(k, d):
-            raise ValueError(f"rank {rank} is too large for {n!r}: its matrix is ({k}, {d}), so an "
-                             f"update has a rank of at most {min(k, d)}")
-        A = torch.randn(rank, d, generator=generator) / math.sqrt(d)    # on the CPU: same anywhere
+        if not (isinstance(rank, int) and 1 <= rank <= min(k, d)):
+            raise ValueError(f"the matrix of {n!r} is ({k}, {d}), so the rank is a whole number "
+                             f"from 1 to {min(k, d)}, not {rank!r}")
+        A = torch.randn(rank, d, generator=generator) / math.sqrt(d)    # on the CPU: reproducible
         matrices[n] = A, torch.zeros(k, rank)
     attach(model, matrices, alpha, name)
     return list(matrices)
 
 
 def use_lora(model: nn.Module, name: str | None) -> None:
-    """Makes the adapter of that name the active one, which trains; None: the base without any."""
+    """Makes one adapter active and trainable. With None, the model is the base without adapters."""
     layers = lora_layers(model).values()
     known = {n for layer in layers for n in layer.A}
     if name is not None and name not in known:
@@ -170,8 +157,8 @@ def use_lora(model: nn.Module, name: str | None) -> None:
 def merge(model: nn.Module) -> None:
     """W ← W + (α/r)BA in each layer with an active adapter. Merging twice changes nothing more.
 
-    A merged adapter costs nothing when the model runs, and does not learn. Call `unmerge` before
-    you save the model: its state_dict does not say that W contains the adapter.
+    A merged adapter does not learn. Call `unmerge` before you save the model: its state_dict does
+    not say that W contains the adapter.
     """
     for layer in lora_layers(model).values():
         if layer.active is not None and layer.original is None:
@@ -181,7 +168,7 @@ def merge(model: nn.Module) -> None:
 
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
-    """Puts the base's own W back into each merged layer, bit for bit; other layers stay."""
+    """Puts the exact W of the base back into each merged layer."""
     for layer in lora_layers(model).values():
         if layer.original is not None:
             layer.base.weight.copy_(layer.original)
@@ -189,7 +176,7 @@ def unmerge(model: nn.Module) -> None:
 
 
 def save_lora(model: nn.Module, path: str | Path, name: str = "default") -> None:
-    """Writes A and B of one adapter and its α, and nothing of the base."""
+    """Writes A, B and α of one adapter. The file holds nothing of the base."""
     layers = {n: layer for n, layer in lora_layers(model).items() if name in layer.A}
     if not layers:
         raise ValueError(f"no adapter is called {name!r}, so there is nothing to save; "
@@ -199,42 +186,25 @@ def save_lora(model: nn.Module, path: str | Path, name: str = "default") -> None
     save_checkpoint(path, {"model": matrices, "alpha": next(iter(layers.values())).alpha[name]})
 
 
-def have_common_rank(pair: tuple) -> bool:
-    """Whether a pair read from a file is A (r, d) and B (k, r) with r ≥ 1."""
-    A, B = pair
-    are_matrices = all(isinstance(m, Tensor) and m.dim() == 2 for m in pair)
-    return are_matrices and len(A) == B.size(1) >= 1
-
-
-def read_adapter(path: str | Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-    """A (r, d) and B (k, r) of each layer in a file, and α. ValueError if it holds no adapter."""
-    state = load_checkpoint(path)
-    matrices = state["model"]
-    layers = sorted({str(key).rpartition(".")[0] for key in matrices})
-    complete = layers and set(matrices) == {f"{n}.{kind}" for n in layers for kind in "AB"}
-    pairs = {n: (matrices[f"{n}.A"], matrices[f"{n}.B"]) for n in layers} if complete else {}
-    fit = pairs and all(map(have_common_rank, pairs.values()))
-    if not fit or not is_possible_alpha(state.get("alpha")):
-        raise ValueError(f"{path} is a checkpoint but holds no LoRA adapter; save_lora writes one")
-    return pairs, state["alpha"]
-
-
 def load_lora(model: nn.Module, path: str | Path, name: str = "default") -> list[str]:
     """Adds the adapter that `save_lora` wrote, makes it active, and returns its layers' names.
 
-    `name` is any name that is free in this model. ValueError, and the model as it was, for a name
-    that cannot be used, a file without an adapter, and an adapter of another model.
+    `name` is any name that is free in this model. ValueError for a name that cannot be used, a file
+    without an adapter, and an adapter of another model; the model is then unchanged.
     """
-    stored, alpha = read_adapter(path)
+    state = load_checkpoint(path)
+    stored, alpha, matrices = state["model"], state.get("alpha"), {}
+    names = sorted({key.rpartition(".")[0] for key in stored})
+    if alpha is None or not names or set(stored) != {f"{n}.{kind}" for n in names for kind in "AB"}:
+        raise ValueError(f"{path} is a checkpoint but holds no LoRA adapter; save_lora writes one")
     check_adapter(model, name, alpha)
-    here = linear_layers(model)
-    for n, (A, B) in stored.items():
-        if n not in here:
-            raise ValueError(f"{path} was made for another model: this one has no linear layer "
-                             f"{n!r}")
-        k, d = here[n].weight.shape
-        if (len(B), A.size(1)) != (k, d):
-            raise ValueError(f"{path} was made for another model: BA of {n!r} is "
-                             f"({len(B)}, {A.size(1)}) there, and W is ({k}, {d}) here")
-    attach(model, stored, alpha, name)
-    return list(stored)
+    layers = linear_layers(model)
+    for n in names:
+        A, B = matrices[n] = stored[f"{n}.A"], stored[f"{n}.B"]
+        there = (len(B), A.size(1))
+        here = tuple(layers[n].weight.shape) if n in layers else "missing"
+        if there != here:
+            raise ValueError(f"{path} was made for another model: BA of {n!r} is {there} there, "
+                             f"and W is {here} here")
+    attach(model, matrices, alpha, name)
+    return names

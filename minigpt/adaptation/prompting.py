@@ -6,10 +6,8 @@
     soft prompt              P(answer | e₁ … e_P, question),  where e₁ … e_P in ℝ^C are learned
 
 Source: course C, "GPT-2: Prompt era unlocked"; course D, "Fine-tuning LLM" and "Prompt
-engineering"; Brown et al. 2020 (GPT-3), fig. 2.1 and §2.4; Trinh and Le 2018 (scoring sentences
-for coreference); Lester et al. 2021 (soft prompts, initialised from words or at random).
-Deviation: course D lets a small network compute the soft prompt; here, as in Lester et al., its
-vectors are the parameters.
+engineering"; Brown et al. 2020 (GPT-3), fig. 2.1 and §2.4; Trinh and Le 2018 (coreference); Lester
+et al. 2021 (soft prompts: the vectors are parameters; in course D a small network computes them).
 Not here: the choice and order of examples; GPT-3's third score, P(c | prompt) / P(c | "answer:");
 prefix-tuning, which learns vectors for every layer (Li and Liang 2021).
 
@@ -19,7 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from minigpt.models.attention import KVCache
 from minigpt.models.gpt import GPT
@@ -27,14 +25,12 @@ from minigpt.text.padding import check_mask, pad
 from minigpt.training.losses import sequence_logprobs
 
 
-def few_shot_prompt(
-    query: str, examples: Sequence[tuple[str, str]] = (), instruction: str = "",
-    between: str = " =>", separator: str = "\n",
-) -> str:
+def few_shot_prompt(query: str, examples: Sequence[tuple[str, str]] = (), instruction: str = "",
+                    between: str = " =>", separator: str = "\n") -> str:
     """The text that a model continues: an instruction, worked examples (if any), and a question.
 
-    It ends before a space, because tokenizers put a space into the same token as the word after
-    it. The answer is therefore " " + its text.
+    It has no space at its end, because tokenizers join a space with the word after it. The answer
+    therefore begins with a space.
 
     >>> pairs = [("sea otter", "loutre de mer"), ("mint", "menthe")]
     >>> print(few_shot_prompt("cheese", pairs, "Translate English to French:"))
@@ -47,23 +43,20 @@ def few_shot_prompt(
     return separator.join([instruction] * bool(instruction) + worked + [query + between])
 
 
-def score_candidates(
-    model, prompt: Sequence[int], candidates: Sequence[Sequence[int]], per_token: bool = False
-) -> Tensor:
+def score_candidates(model, prompt: Sequence[int], candidates: Sequence[Sequence[int]],
+                     per_token: bool = False) -> Tensor:
     """log P(candidate | prompt) in nats for each of N candidates, all given as token ids: (N,).
 
-    If one of the candidates must be the answer, this is the score to compare. But each further
-    token lowers it, so it favours short candidates. `per_token` divides it by the number of the
-    candidate's tokens (Brown et al. 2020, §2.4).
+    The candidate with the largest score is the answer. Each further token lowers the score, so it
+    favours short candidates. `per_token` divides it by the number of the candidate's tokens.
     """
     n_tokens = [len(c) for c in candidates]
     if not len(prompt) or not n_tokens or not all(n_tokens):
-        raise ValueError("the prompt and each candidate have at least one token, and there is at "
-                         f"least one candidate; not {len(prompt)} prompt tokens and candidates of "
-                         f"{n_tokens} tokens")
+        raise ValueError("give a prompt and candidates of at least one token each, not a prompt of "
+                         f"{len(prompt)} tokens and candidates of {n_tokens} tokens")
     if len(prompt) + max(n_tokens) > model.context_length:
         raise ValueError(f"a prompt of {len(prompt)} tokens and a candidate of {max(n_tokens)} do "
-                         f"not fit the context of {model.context_length}; shorten one of them")
+                         f"not fit the context of {model.context_length}")
     tokens, mask = pad([[*prompt, *c] for c in candidates], side="right", value=0)      # (N, T)
     mask[:, :len(prompt)] = False                   # the prompt's own probability does not count
     device = next(model.parameters()).device
@@ -74,9 +67,7 @@ def score_candidates(
 
 
 def substitute(sentence: str, candidates: Sequence[str], pronoun: str = "it") -> list[str]:
-    """The sentence with each candidate in place of the pronoun.
-
-    ValueError unless the sentence contains the pronoun once, as a word.
+    """The sentence with each candidate in place of the pronoun, which it must contain once.
 
     >>> substitute("It fell in because it was deep.", ["the pit", "the ball"])
     ['It fell in because the pit was deep.', 'It fell in because the ball was deep.']
@@ -88,15 +79,12 @@ def substitute(sentence: str, candidates: Sequence[str], pronoun: str = "it") ->
     return [candidate.join(parts) for candidate in candidates]
 
 
-def resolve_pronoun(
-    model, encode: Callable[[str], list[int]], sentence: str, candidates: Sequence[str],
-    start_token: int, pronoun: str = "it",
-) -> Tensor:
-    """log P(sentence) with each candidate in place of the pronoun, (N,); the largest one wins.
+def resolve_pronoun(model, encode: Callable[[str], list[int]], sentence: str,
+                    candidates: Sequence[str], start_token: int, pronoun: str = "it") -> Tensor:
+    """log P(sentence) with each candidate in place of the pronoun: (N,).
 
-    The whole sentence is scored, since a candidate also changes the probability of the words after
-    it. `encode` turns text into token ids. `start_token` is put before the sentence and after it,
-    as in training.
+    The whole sentence counts, because a candidate changes the probability of the words after it.
+    As in training, `start_token` stands before and after the sentence.
     """
     sentences = [[*encode(text), start_token] for text in substitute(sentence, candidates, pronoun)]
     return score_candidates(model, [start_token], sentences)
@@ -105,31 +93,27 @@ def resolve_pronoun(
 class SoftPrompt(nn.Module):
     """A frozen GPT with P learned vectors before every text: tokens (B, T) -> logits (B, T, V).
 
-    The constructor freezes the given model, so `embeddings` (P, C) is the only parameter that
-    trains. logits[:, t] predict token t + 1 as in GPT, so losses and `generate` need no change.
+    The constructor freezes the model, so `embeddings` (P, C) is the only parameter that trains.
+    logits[:, t] predict token t + 1 as in GPT, so losses and `generate` need no change.
     """
 
     def __init__(self, model: GPT, embeddings: Tensor):
         super().__init__()
-        C, context_length = model.config.d_model, model.context_length
-        if embeddings.dim() != 2 or embeddings.size(1) != C \
-                or not 0 < len(embeddings) < context_length:
+        shape, C, longest = tuple(embeddings.shape), model.config.d_model, model.context_length
+        if len(shape) != 2 or shape[1] != C or not 0 < shape[0] < longest:
             raise ValueError(f"a soft prompt is (vectors, {C}), with at least one vector and fewer "
-                             f"than the context of {context_length}, "
-                             f"not {tuple(embeddings.shape)}")
+                             f"than the context of {longest}, not {shape}")
         self.model = model.requires_grad_(False)
         self.embeddings = nn.Parameter(embeddings.detach().clone())
 
     @classmethod
     def from_words(cls, model: GPT, tokens: Tensor) -> "SoftPrompt":
-        """Starts as the hard prompt `tokens` (P,): with the embeddings of its words."""
+        """A soft prompt that starts as a hard prompt: the embeddings of `tokens` (P,)."""
         return cls(model, model.token_embedding.weight[tokens])
 
     @classmethod
-    def random(
-        cls, model: GPT, length: int, generator: torch.Generator | None = None
-    ) -> "SoftPrompt":
-        """Starts at random, with the standard deviation of the model's own embeddings."""
+    def random(cls, model: GPT, length: int, generator: Generator | None = None) -> "SoftPrompt":
+        """A soft prompt that starts at random, as large as the model's embeddings."""
         words = model.token_embedding.weight                            # (V, C)
         noise = torch.randn(length, words.size(1), generator=generator)
         return cls(model, noise.to(words) * words.std())
@@ -142,10 +126,9 @@ class SoftPrompt(nn.Module):
     def new_cache(self) -> list[KVCache]:
         return self.model.new_cache()
 
-    def forward(
-        self, tokens: Tensor, cache: list[KVCache] | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """As GPT's. `mask` (B, S) is for the S tokens so far, without the prompt vectors."""
+    def forward(self, tokens: Tensor, cache: list[KVCache] | None = None,
+                mask: Tensor | None = None) -> Tensor:
+        """As in GPT; `mask` (B, S) is for the S tokens so far, without the prompt vectors."""
         B, T = tokens.shape
         P = len(self.embeddings)
         cached = cache[0].length if cache else 0

@@ -1,4 +1,4 @@
-"""REINFORCE: make answers that score above a baseline more likely.
+"""REINFORCE: make answers with a return above a baseline more probable.
 
     ∇J(θ) = E_{y ~ π_θ}[ (R(y) − b) ∇ log π_θ(y) ]        for any b that does not depend on y
     R(y) = r(x, y) − β log( π_θ(y|x)/π_ref(y|x) )         so that J = E[r] − β·KL(π_θ‖π_ref)
@@ -10,17 +10,15 @@ The baseline does not change the expectation, since E[∇ log π] = 0, but it re
                      gradient is too short by the factor (G − 1)/G
     "leave_one_out"  the mean over the other G − 1 answers: unbiased
 
-The best policy of this J is known, π* ∝ π_ref e^{r/β} (`exact.py`). At π* every answer to a prompt
-has the same R. So with a baseline the gradient has no noise left when the optimum is reached.
+The policy with the largest J is π* ∝ π_ref e^{r/β} (`exact.py`). Under π* all answers to a prompt
+have the same R, so with a baseline the gradient has no variance at the optimum. R depends on θ
+through its price too; lesson 16 shows why the gradient needs no second term.
 
 Source: Williams 1992, theorem 1; course D, from J(θ) to the REINFORCE box. Leave-one-out: Kool et
-al. 2019; Ahmadian et al. 2024.
-Not here: dividing by the standard deviation of the group, as GRPO does; it changes the direction of
-the gradient (lesson 16). R depends on θ through its price too; lesson 16 shows why the gradient
-needs no second term.
+al. 2019; Ahmadian et al. 2024. Not here: dividing by the standard deviation of the group, as GRPO
+does; it changes the direction of the gradient (lesson 16).
 
-Shapes: B = n_prompts · n_samples answers, G = n_samples, T tokens of the prompt and its answer.
-Actions have T − 1 columns.
+Shapes: B = n_prompts · n_samples answers, G = n_samples, T actions (as in ppo.py).
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +45,7 @@ class ReinforceConfig(RolloutConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        subtract_baseline(torch.zeros(1, self.n_samples), self.baseline)    # refuses what is wrong
+        subtract_baseline(torch.zeros(1, self.n_samples), self.baseline)    # refuses wrong settings
 
 
 def subtract_baseline(returns: Tensor, baseline: str) -> Tensor:
@@ -73,7 +71,7 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor
     """−mean over answers of Σₜ A · log π(aₜ|sₜ): (B, T), (B,) or (B, T), (B, T) -> scalar.
 
     Its gradient estimates −∇J. No gradient passes through the advantages. The sum over time is not
-    divided by the length: that would be the gradient of another objective.
+    divided by the length, because that would be the gradient of another objective.
     """
     check_mask(mask, logprobs.shape)
     if len(logprobs) == 0:
@@ -84,14 +82,12 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor
     return -terms.sum(1).mean()
 
 
-def reinforce(
-    policy: nn.Module, reference: nn.Module, prompts: Callable, reward: Callable,
-    config: ReinforceConfig, on_row: Callable | None = None,
-) -> list[dict]:
+def reinforce(policy: nn.Module, reference: nn.Module, prompts: Callable, reward: Callable,
+              config: ReinforceConfig, on_row: Callable | None = None) -> list[dict]:
     """Trains `policy` in place and returns one row of metrics per iteration.
 
     `reference` is π_ref, frozen. `prompts(n, generator)` -> (n, P) draws prompts.
-    `reward(tokens, mask)` -> (B,) scores whole answers: r(x, y). `on_row(row)` is called after each
+    `reward(tokens, mask)` -> (B,) is r(x, y) of whole answers. `on_row(row)` is called after each
     iteration; it may add to the row, and stops the training by returning True.
     """
     check_reference(policy, reference)
@@ -102,26 +98,21 @@ def reinforce(
         # 1. Sample G answers to each prompt from the current policy.
         x = prompts(config.n_prompts, generator).repeat_interleave(config.n_samples, dim=0)
         rollout = roll_out(policy, x, config.max_new_tokens, config.stop_token, generator=generator)
-
         # 2. The return of an answer: its reward, minus the price of leaving the reference.
         scores = reward(rollout.tokens, rollout.mask).to(rollout.logprobs)          # (B,)
         with torch.no_grad():
             ref_logprobs = token_logprobs(reference(rollout.inputs), rollout.tokens, rollout.mask)
         price = config.beta * (rollout.logprobs - ref_logprobs).sum(1)              # (B,)
         returns = scores - price                                                    # (B,)
-
         # 3. Subtract a baseline.
         groups = returns.view(config.n_prompts, config.n_samples)                   # (n, G)
         advantages = subtract_baseline(groups, config.baseline).flatten()           # (B,)
-
         # 4. Weight each answer's log-probability with its advantage.
         logprobs = token_logprobs(policy(rollout.inputs), rollout.tokens, rollout.mask)
         loss = reinforce_loss(logprobs, advantages, rollout.actions)
-
         # 5. One step that increases J.
         scale = schedule(iteration, config.n_iterations)
         gradient_step(policy, loss, optimizers, scale, config.gradient_clip)
-
         rows.append({"iteration": iteration, **rollout_metrics(rollout, scores, ref_logprobs)})
         if on_row is not None and on_row(rows[-1]):
             break

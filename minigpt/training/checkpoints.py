@@ -1,13 +1,12 @@
 """Checkpoints: the files of a training run. Each is written whole or not at all (`files.py`).
 
     config.json      the model's shape, the training's settings, the text's checksum
-    tokenizer.json
+    tokenizer.json   the tokenizer
     last.pt          everything that an exact resume needs
     best.pt          {"model": the weights with the lowest held-out loss so far, "step": …}
     metrics.csv      one row per evaluation
 
-Tensors are written with `torch.save` and read with `weights_only=True`: a checkpoint can hold
-numbers, and no code.
+Tensors are read with `weights_only=True`, so a checkpoint that contains code is refused.
 """
 import csv
 import io
@@ -22,62 +21,51 @@ from minigpt.files import write_atomic
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Writes tensors and plain values, whole or not at all. One state always gives one content."""
+    """Writes tensors and plain values. Equal states give equal files."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:
-    """Reads what `save_checkpoint` wrote.
-
-    ValueError if the file is truncated, damaged, or not a checkpoint with a `model`.
-    """
+    """Reads what `save_checkpoint` wrote. ValueError if the file is damaged or of another kind."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:          # a damaged file gives one of five kinds of error
+    except Exception as error:          # a damaged file raises one of five kinds of error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
         raise ValueError(f"{path} is not a readable checkpoint: it is truncated, damaged, "
                          f"or another kind of file ({reason})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise ValueError(f"{path} is a torch file but not a checkpoint of this library: "
-                         "it has no 'model' entry")
+        raise ValueError(f"{path} is not a checkpoint of this library: it has no 'model' entry")
     return state
 
 
 def load_weights(model: nn.Module, weights: dict, source: str | Path) -> None:
-    """Puts weights into a model of the same shape. ValueError names the first that does not fit."""
+    """Puts weights into a model. ValueError names the first tensor that does not fit."""
     own = model.state_dict()
-    for name in own:
-        if name not in weights:
-            raise ValueError(f"{source} was made for another model: it lacks {name!r}")
-        there = getattr(weights[name], "shape", None)
-        if there != own[name].shape:
-            raise ValueError(f"{source} was made for another model: {name!r} is "
-                             f"{there and tuple(there)} there and {tuple(own[name].shape)} here")
-    for name in weights:
-        if name not in own:
-            raise ValueError(f"{source} was made for another model: {name!r} is unknown here")
+    for name in [*own, *weights]:
+        there, here = (tuple(w[name].shape) if name in w else "missing" for w in (weights, own))
+        if there != here:
+            raise ValueError(f"{source} was made for another model: {name!r} is {there} there and "
+                             f"{here} here")
     model.load_state_dict(weights)
 
 
-def open_run(
-    folder: str | Path | None, resume: bool, model: nn.Module, optimizers: list[Optimizer],
-    generator: Generator,
-) -> tuple[int, list[float], list[dict]]:
-    """Step, losses since the last row, and rows: 0 and empty for a new run, or those of last.pt.
+def open_run(folder: str | Path | None, resume: bool, model: nn.Module, optimizers: list[Optimizer],
+             generator: Generator) -> tuple[int, list[float], list[dict]]:
+    """The step, the losses since the last row, and the rows; 0 and empty for a new run.
 
-    With `resume`, the model, the optimizers and both generators continue as they were saved.
+    With `resume`, they, the model, the optimizers and both generators are read from last.pt.
     ValueError if the folder holds a run and `resume` is False.
     """
     if folder is None:
         return 0, [], []
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(".*.tmp"):            # files that a killed run did not finish
+    for unfinished in folder.glob(".*.tmp"):            # a killed run left it
         unfinished.unlink()
     last = folder / "last.pt"
     if not last.exists():
@@ -85,25 +73,18 @@ def open_run(
     if not resume:
         raise ValueError(f"{folder} already holds a run; resume it or choose another folder")
     state = load_checkpoint(last)
-    try:
-        step, losses, rows = state["step"], state["losses"], state["rows"]
-        load_weights(model, state["model"], last)
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        generator.set_state(state["generator"])
-        torch.set_rng_state(state["global_generator"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{last} cannot be resumed: it is damaged or of another version "
-                         f"({error!r})") from None
-    if rows:
-        write_metrics(folder, rows)
-    return step, losses, rows
+    load_weights(model, state["model"], last)
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    generator.set_state(state["generator"])
+    torch.set_rng_state(state["global_generator"])
+    if state["rows"]:
+        write_metrics(folder, state["rows"])
+    return state["step"], state["losses"], state["rows"]
 
 
-def save_run(
-    folder: str | Path, model: nn.Module, optimizers: list[Optimizer], generator: Generator,
-    step: int, losses: list[float], rows: list[dict],
-) -> None:
+def save_run(folder: str | Path, model: nn.Module, optimizers: list[Optimizer],
+             generator: Generator, step: int, losses: list[float], rows: list[dict]) -> None:
     """Writes last.pt: everything that an exact resume needs."""
     save_checkpoint(Path(folder) / "last.pt", {
         "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
@@ -114,15 +95,14 @@ def save_run(
 
 def save_best(folder: str | Path, model: nn.Module, rows: list[dict]) -> None:
     """Writes best.pt if the newest row has the lowest "val_loss" of all rows."""
-    newest = rows[-1].get("val_loss", math.nan)
-    if newest <= min((row["val_loss"] for row in rows if not math.isnan(row.get("val_loss",
-                      math.nan))), default=math.nan):
+    losses = [row.get("val_loss", math.nan) for row in rows]
+    if losses[-1] <= min([loss for loss in losses if not math.isnan(loss)], default=math.nan):
         best = {"model": model.state_dict(), "step": rows[-1]["step"]}
         save_checkpoint(Path(folder) / "best.pt", best)
 
 
 def write_metrics(folder: str | Path, rows: list[dict]) -> None:
-    """Writes metrics.csv; after a crash it holds the rows up to the evaluation before."""
+    """Writes the rows to metrics.csv."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""Ctrl-C during a training step: the step is finished first, so that no state is half changed."""
+"""Ctrl-C during a training step: the step ends first, so that no state is half changed."""
 import signal
 import threading
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 def finish_step_first():
     """Delays Ctrl-C to the end of the `with` block, where it raises KeyboardInterrupt.
 
-    A second Ctrl-C inside the block acts at once. Afterwards Ctrl-C does what it did before, also
-    when such blocks stand one inside another. Nothing changes where Ctrl-C is ignored, and outside
-    the main thread, which is the only one that signals reach.
+    A second Ctrl-C inside the block acts at once. After the block, Ctrl-C does what it did before
+    it. Nothing changes where Ctrl-C is ignored, or outside the main thread, because Python delivers
+    signals only to the main thread.
     """
     before = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()

@@ -3,15 +3,11 @@
     θ ← θ − η(t) · step(∇L)        η(t): warm-up, constant, then linearly down to 0
 
 One loop trains every supervised model of the course: language models, translators, reward models,
-DPO. What differs is passed in: `next_batch(generator)` draws a batch, `loss(model, batch)` returns
-a scalar, `evaluate(model)` returns numbers for a row of metrics. REINFORCE and PPO have loops of
-their own (`alignment/`), and take their steps with the same `gradient_step`.
+DPO. REINFORCE and PPO have loops of their own (`alignment/`), with the same `gradient_step`.
 
-Exact resume: the weights, the optimizers, the generators, the step and the losses since the last
-row are in last.pt, and every batch comes from one generator. A run that is killed and resumed ends
-with the same weights as a run that was never stopped.
-
-Not here: gradient accumulation, mixed precision, several processes.
+A run that is killed and resumed ends with the same weights as a run that was never stopped, because
+last.pt holds the whole state, and every batch comes from one generator. Not here: gradient
+accumulation, mixed precision, several processes.
 """
 import math
 from collections.abc import Callable
@@ -25,18 +21,18 @@ from tqdm import tqdm
 
 from minigpt.training.checkpoints import open_run, save_best, save_run, write_metrics
 from minigpt.training.interrupts import finish_step_first
-from minigpt.training.optimizers import OPTIMIZERS, make_optimizers
+from minigpt.training.optimizers import make_optimizers
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. Steps are optimizer steps; the learning rate is the highest one."""
+    """How to train. Steps are optimizer steps."""
 
     max_steps: int = 1000
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3     # the highest one
     warmup_steps: int = 20
     weight_decay: float = 0.1
-    gradient_clip: float = 1.0      # the longest gradient that a step uses as it is
+    gradient_clip: float = 1.0      # longer gradients are scaled down to this length
     optimizer: str = "adamw"        # or "muon"
     evaluate_every: int = 100       # in steps
     seed: int = 0
@@ -51,8 +47,6 @@ class TrainingConfig:
         for name in ("warmup_steps", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {' or '.join(OPTIMIZERS)}, not {self.optimizer!r}")
 
 
 def schedule(step: int, n_steps: int, warmup_steps: int = 20) -> float:
@@ -64,19 +58,17 @@ def schedule(step: int, n_steps: int, warmup_steps: int = 20) -> float:
     return min(1.0, (step + 1) / max(1, warmup_steps), (n_steps - step) / (n_steps / 2))
 
 
-def gradient_step(
-    model: nn.Module, loss: Tensor, optimizers: list[Optimizer], scale: float = 1.0,
-    gradient_clip: float = 1.0,
-) -> float:
+def gradient_step(model: nn.Module, loss: Tensor, optimizers: list[Optimizer], scale: float = 1.0,
+                  gradient_clip: float = 1.0) -> float:
     """One optimizer step against the gradient of `loss`; returns the gradient's length.
 
-    `scale` multiplies the learning rates with which the optimizers were made: it is the value of
-    `schedule`. A gradient longer than `gradient_clip` is scaled down to that length.
-    FloatingPointError if the loss or its gradient is not finite; the weights are then unchanged.
+    `scale` is the value of `schedule`: it multiplies the learning rates of the optimizers. A longer
+    gradient than `gradient_clip` is scaled down to that length. FloatingPointError if the loss or
+    its gradient is not finite; the weights are then unchanged.
     """
     if not loss.requires_grad:
-        raise ValueError("the loss does not depend on any trainable parameter; "
-                         "is the model frozen, or its adapter merged?")
+        raise ValueError("the loss does not depend on any trainable parameter; is the model "
+                         "frozen, or its adapter merged?")
     model.zero_grad()               # of all parameters: also of those that no optimizer has
     loss.backward()
     length = nn.utils.clip_grad_norm_(model.parameters(), gradient_clip).item()
@@ -90,24 +82,20 @@ def gradient_step(
     return length
 
 
-def train(
-    model: nn.Module, next_batch: Callable, loss: Callable, config: TrainingConfig,
-    evaluate: Callable | None = None, folder: str | Path | None = None, resume: bool = False,
-    progress: bool = True, optimizers: list[Optimizer] | None = None,
-    on_row: Callable | None = None,
-) -> list[dict]:
+def train(model: nn.Module, next_batch: Callable, loss: Callable, config: TrainingConfig,
+          evaluate: Callable | None = None, folder: str | Path | None = None, resume: bool = False,
+          progress: bool = True, optimizers: list[Optimizer] | None = None,
+          on_row: Callable | None = None) -> list[dict]:
     """Trains `model` in place and returns its rows of metrics.
 
-    A row {"step", "train_loss", …what `evaluate(model)` returned} is made at step 0, at every
-    evaluation and at the end. `on_row(row)` is called with each new row; if it returns True, the
-    training stops there. train_loss is the mean since the row before, in the loss's own unit.
+    `next_batch(generator)` draws a batch, and `loss(model, batch)` returns a scalar. At step 0,
+    every `evaluate_every` steps and at the end, a row is made: "step", "train_loss" (the mean since
+    the row before) and the numbers of `evaluate(model)`. `on_row(row)` is called with each new row
+    and stops the training by returning True. `optimizers` replaces those of the configuration.
 
-    With a `folder`, the rows go to metrics.csv, the state to last.pt, and the weights whose row
-    has the lowest "val_loss" so far to best.pt. `resume` continues from last.pt if it exists.
-    Ctrl-C waits for the end of the step, saves, and then raises KeyboardInterrupt.
-    `optimizers` replaces the optimizers that the configuration names.
-
-    FloatingPointError if a loss or gradient is not finite: the last checkpoint is good.
+    With a `folder`, metrics.csv, last.pt and best.pt are written there (`checkpoints.py`), and
+    `resume` continues from last.pt if it exists. After Ctrl-C the step ends, the state is saved,
+    and KeyboardInterrupt is raised. FloatingPointError if a loss or gradient is not finite.
     """
     if optimizers is None:
         optimizers = make_optimizers(model, config.optimizer, config.learning_rate,
@@ -120,7 +108,8 @@ def train(
                disable=None if progress else True)
     try:
         while True:
-            if is_due(step, config) and not (rows and rows[-1]["step"] == step):
+            due = step % config.evaluate_every == 0 or step >= config.max_steps
+            if due and not (rows and rows[-1]["step"] == step):
                 rows.append(measure(model, evaluate, step, losses))
                 losses = []
                 if folder is not None:
@@ -152,11 +141,6 @@ def train(
         bar.close()
     model.eval()
     return rows
-
-
-def is_due(step: int, config: TrainingConfig) -> bool:
-    """Whether a row of metrics is made at this step."""
-    return step % config.evaluate_every == 0 or step >= config.max_steps
 
 
 def measure(model: nn.Module, evaluate: Callable | None, step: int, losses: list[float]) -> dict:

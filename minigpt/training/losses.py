@@ -1,10 +1,8 @@
-"""Losses: how improbable a model finds a text, in nats, in bits, and as perplexity.
+"""Losses: how improbable a text is for a model, in nats, in bits, and as perplexity.
 
     L = −mean log P(uᵢ | u_<i)        perplexity = e^L = 2^(L in bits)
-    log P(u) = Σᵢ log P(uᵢ | u_<i)
 
-Source: Radford et al. 2018, eq. 1, as a mean over tokens in place of a sum; for BERT's loss,
-Devlin et al. 2019, appendix A.2.
+Source: Radford et al. 2018, eq. 1, as a mean over tokens; Devlin et al. 2019, app. A.2 (BERT).
 
 Shapes: B batch, T time, V vocabulary, N counted tokens.
 """
@@ -19,8 +17,7 @@ from minigpt.text.padding import check_mask
 def cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean −log P(target) in nats: (..., V), (...) -> scalar. With `mask` (...), where it is True.
 
-    The mean is over the counted positions of the whole batch, so a long row weighs more than a
-    short one. ValueError if no position counts.
+    A long row weighs more than a short one. ValueError if no position counts.
     """
     if mask is not None:
         check_mask(mask, targets.shape)
@@ -40,21 +37,15 @@ def causal_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> T
 
 
 def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
-    """The loss of windows (B, T + 1): T tokens are read, and each predicts the one after it."""
+    """The loss of windows (B, T + 1): each of the first T tokens predicts the one after it."""
     return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """log P(token t + 1 | tokens 0..t) in nats: (B, T, V), (B, T) -> (B, T − 1).
 
-    The result is 0 where `mask` (B, T) is False for token t + 1. The logits of the last token
-    predict nothing that is there; they may be left out, so that logits are (B, T − 1, V).
-    Here a model gives each of two tokens half the probability, and the third token is padding:
-
-    >>> import torch
-    >>> tokens, mask = torch.tensor([[0, 1, 0]]), torch.tensor([[True, True, False]])
-    >>> token_logprobs(torch.zeros(1, 3, 2), tokens, mask).exp().tolist()
-    [[0.5, 1.0]]
+    The result is 0 where `mask` (B, T) is False for token t + 1. The logits of the last token are
+    not used and may be left out: (B, T − 1, V).
     """
     B, T = tokens.shape
     if logits.shape[:-1] not in ((B, T), (B, T - 1)):
@@ -69,40 +60,30 @@ def token_logprobs(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -
 
 
 def sequence_logprobs(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Σₜ `token_logprobs`: log P(counted tokens | all tokens before them), (B,)."""
+    """The sum of `token_logprobs` over time: (B, T, V), (B, T) -> (B,)."""
     return token_logprobs(logits, tokens, mask).sum(1)
 
 
-def bert_loss(
-    mlm_logits: Tensor, labels: Tensor, nsp_logits: Tensor, nsp_labels: Tensor,
-    chosen: Tensor | None = None,
-) -> Tensor:
+def bert_loss(mlm_logits: Tensor, labels: Tensor, nsp_logits: Tensor, nsp_labels: Tensor,
+              chosen: Tensor | None = None) -> Tensor:
     """L = L_MLM + L_NSP: the mean over the chosen tokens plus the mean over the pairs.
 
-    mlm_logits (B, T, V), labels (B, T) and `chosen` (B, T); or the logits and labels of the chosen
-    positions only, (N, V) and (N), without `chosen`. nsp_logits (B, 2), nsp_labels (B).
+    mlm_logits (B, T, V), labels (B, T) and `chosen` (B, T); without `chosen`, (N, V) and (N) of the
+    chosen positions. nsp_logits (B, 2), nsp_labels (B,).
     """
     return cross_entropy(mlm_logits, labels, chosen) + cross_entropy(nsp_logits, nsp_labels)
 
 
 def perplexity(nats: float) -> float:
-    """e^L: how many equally probable tokens would be as hard to predict.
-
-    >>> round(perplexity(math.log(50)))
-    50
-    """
+    """e^L: the number of equally probable tokens that would be as hard to predict."""
     return math.exp(nats) if nats < 700 else math.inf
 
 
 def bits(nats: float) -> float:
-    """Nats to bits: divide by ln 2."""
+    """Nats to bits."""
     return nats / math.log(2)
 
 
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
-    """Bits per UTF-8 byte: a measure that compares models with different tokenizers.
-
-    >>> round(bits_per_byte(math.log(256), n_tokens=10, n_bytes=10), 6)
-    8.0
-    """
+    """Bits per UTF-8 byte: a measure that compares models with different tokenizers."""
     return bits(nats_per_token) * n_tokens / n_bytes

@@ -3,13 +3,13 @@
     AdamW    m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  θ ← θ − η( m̂/(√v̂ + ε) + λθ )
     Muon     m ← μm + g,  UΣVᵀ = g + μm,  θ ← θ − η √max(1, rows/columns) · UVᵀ
 
-Adam scales every number on its own. Muon treats a matrix as a whole: it keeps the directions of the
-update and sets all its singular values to about 1. Directions with a small gradient are then
-learned as fast as the others. UVᵀ is computed without a singular value decomposition.
+Adam scales each number of a gradient separately. Muon scales a matrix as a whole: it keeps the
+singular vectors of the update and sets all singular values to about 1, so that directions with a
+small gradient are learned as fast as the others.
 
 Source: Loshchilov and Hutter 2019, algorithm 2 (AdamW); Jordan et al. 2024 (Muon).
-Deviation: `torch.optim.Muon` computes in bfloat16, for GPUs. Here it is float32, and all matrices
-of one shape are computed in one batch, which makes it cheap on a CPU.
+Deviation: `torch.optim.Muon` computes in bfloat16, for GPUs. Here Muon computes in float32, and all
+matrices of one shape in one batch, which is faster on a CPU.
 """
 from collections.abc import Iterable
 
@@ -26,7 +26,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """UVᵀ of each matrix UΣVᵀ, approximately: (N, rows, columns) -> the same shape.
 
     X ← aX + b(XXᵀ)X + c(XXᵀ)²X turns each singular value s into as + bs³ + cs⁵ and keeps U and V.
-    Five such steps move every singular value into about [0.7, 1.2].
+    After five such steps all singular values are between about 0.7 and 1.2.
     """
     a, b, c = NEWTON_SCHULZ
     # The Frobenius norm is at least the largest singular value, so all s are at most 1.
@@ -49,9 +49,9 @@ class Muon(Optimizer):
     def step(self) -> None:
         for group in self.param_groups:
             by_shape: dict[tuple, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(tuple(p.shape), []).append(p)
             for parameters in by_shape.values():
                 self.step_one_shape(parameters, group["lr"], group["momentum"])
 
@@ -69,29 +69,22 @@ class Muon(Optimizer):
             p.add_(update, alpha=-lr * max(1, rows / columns) ** 0.5)
 
 
-def make_adamw(
-    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-) -> torch.optim.AdamW:
+def make_adamw(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float,
+               betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only: biases and gains are not decayed."""
     parameters = list(parameters)
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
-def make_optimizers(
-    model: nn.Module, name: str, learning_rate: float, weight_decay: float,
-) -> list[Optimizer]:
+def make_optimizers(model: nn.Module, name: str, learning_rate: float,
+                    weight_decay: float) -> list[Optimizer]:
     """The optimizers of a model's trainable parameters.
 
-    "adamw": AdamW for everything. "muon": Muon for the matrices inside the network, AdamW for the
-    rest (embeddings, biases, gains), if there is a rest. Muon's updates have singular values near 1
-    whatever the gradient's size, so its learning rate is 10 times the given one; its matrices are
-    not decayed.
+    "adamw": AdamW for all of them. "muon": Muon for the matrices inside the network, without weight
+    decay and with 10 times the learning rate, and AdamW for embeddings, biases and gains.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
@@ -102,9 +95,7 @@ def make_optimizers(
     inside = [p for n, p in named if p.dim() == 2 and "embedding" not in n and name == "muon"]
     inside_ids = {id(p) for p in inside}
     rest = [p for _, p in named if id(p) not in inside_ids]
-    optimizers: list[Optimizer] = []
-    if rest:
-        optimizers.append(make_adamw(rest, learning_rate, weight_decay))
+    optimizers = [make_adamw(rest, learning_rate, weight_decay)] if rest else []
     if inside:
         optimizers.append(Muon(inside, lr=MUON_RATE * learning_rate))
     return optimizers

