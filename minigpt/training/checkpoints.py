@@ -74,13 +74,20 @@ def open_run(folder: str | Path | None, resume: bool, model: nn.Module, optimize
         raise ValueError(f"{folder} already holds a run; resume it or choose another folder")
     state = load_checkpoint(last)
     load_weights(model, state["model"], last)
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    generator.set_state(state["generator"])
-    torch.set_rng_state(state["global_generator"])
-    if state["rows"]:
-        write_metrics(folder, state["rows"])
-    return state["step"], state["losses"], state["rows"]
+    try:
+        step, losses, rows = state["step"], state["losses"], state["rows"]
+        if type(step) is not int or not all(isinstance(x, list) for x in (losses, rows)):
+            raise TypeError("step, losses or rows of another type")
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        generator.set_state(state["generator"])
+        torch.set_rng_state(state["global_generator"])
+    except Exception as error:                          # of many kinds, as the damage is
+        raise ValueError(f"{last} cannot be resumed: it is damaged, or was written with another "
+                         f"optimizer or version ({error!r})") from None
+    if rows:
+        write_metrics(folder, rows)
+    return step, losses, rows
 
 
 def save_run(folder: str | Path, model: nn.Module, optimizers: list[Optimizer],

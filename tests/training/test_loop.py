@@ -222,6 +222,19 @@ def test_a_second_run_does_not_overwrite_the_first(tmp_path):
     assert before == {f: (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)}
 
 
+@pytest.mark.parametrize("name", ["optimizers", "generator", "global_generator", "step", "rows"])
+@pytest.mark.parametrize("damage", ["missing", "text", "number"])
+def test_a_damaged_last_checkpoint_is_refused_in_one_line(tmp_path, name, damage):
+    run(tmp_path)
+    state = load_checkpoint(tmp_path / "last.pt")
+    state.pop(name)
+    state |= {"missing": {}, "text": {name: "damaged"}, "number": {name: 1.5}}[damage]
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="cannot be resumed") as error:
+        run(tmp_path, resume=True)
+    assert "\n" not in str(error.value)
+
+
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     calls = []
 
