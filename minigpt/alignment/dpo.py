@@ -7,9 +7,10 @@ cancels in r(x, y⁺) − r(x, y⁻). With that difference, Bradley–Terry's lo
 
     L = −E log σ( β log(π(y⁺|x)/π_ref(y⁺|x)) − β log(π(y⁻|x)/π_ref(y⁻|x)) )                   eq. 7
 
-log π(y|x) is a sum over the answer's tokens. With a mean, Z does not cancel, and the gradient at π*
-is not 0 (lesson 19). Two properties look like errors and are not: at the start π = π_ref and
-L = log 2, but the gradient is not 0; and log π(y⁺) may fall, since L contains only the margin.
+log π(y|x) is a sum over the answer's tokens (`sequence_logprobs`). With a mean, Z does not cancel,
+and the gradient at π* is not 0 (lesson 19). Two properties look like errors and are not: at the
+start π = π_ref and L = log 2, but the gradient is not 0; and log π(y⁺) may fall, since L contains
+only the margin.
 
 Source: Rafailov et al. 2023; course B, from "Política óptima" to "¿Cómo calculamos las log-probs?".
 IPO: Azar et al. 2024, eq. 17. Label smoothing: Mitchell 2023, "cDPO".

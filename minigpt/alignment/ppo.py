@@ -105,8 +105,8 @@ def ppo_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, 
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)       # log ρ
     lowest = torch.full_like(log_ratio, -math.inf).masked_fill(advantages < 0, math.log1p(-clip))
     highest = torch.full_like(log_ratio, math.inf).masked_fill(advantages >= 0, math.log1p(clip))
-    ratio = log_ratio.clamp(lowest, highest).exp()
-    return -masked_mean(ratio * advantages, mask)
+    clipped_ratio = log_ratio.clamp(lowest, highest).exp()
+    return -masked_mean(clipped_ratio * advantages, mask)
 
 
 def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor,

@@ -1,12 +1,10 @@
-"""Checkpoints: the files of a training run. Each is written whole or not at all (`files.py`).
+"""Checkpoints: what `training.loop.train` writes. Each file is written whole or not at all.
 
-    config.json      the model's shape, the training's settings, the text's checksum
-    tokenizer.json   the tokenizer
-    last.pt          everything that an exact resume needs
-    best.pt          {"model": the weights with the lowest held-out loss so far, "step": …}
-    metrics.csv      one row per evaluation
+    last.pt          everything that an exact resume needs                          save_run
+    best.pt          the weights with the lowest held-out loss so far, and the step   save_best
+    metrics.csv      one row per evaluation                                         write_metrics
 
-Tensors are read with `weights_only=True`, so a checkpoint that contains code is refused.
+`run_folder.py` lists the other files of a run. Tensors are read with `weights_only=True`, so a checkpoint that contains code is refused.
 """
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Ctrl-C during a training step: the step ends first, so that no state is half changed."""
+"""Ctrl-C during a training step: the step ends first, and then `training.loop.train` saves."""
 import signal
 import threading
 from contextlib import contextmanager

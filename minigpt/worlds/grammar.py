@@ -211,7 +211,7 @@ class Grammar:
         return measured
 
     def entropy(self) -> float:
-        """H, in bits per text: the expected loss of a perfect model."""
+        """H in bits per text, the loss of a perfect model; summed up in `_measure_rule`."""
         return self._measures.entropy
 
     def expected_length(self) -> float:
