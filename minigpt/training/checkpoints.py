@@ -4,7 +4,8 @@
     best.pt          the weights with the lowest held-out loss so far, and the step   save_best
     metrics.csv      one row per evaluation                                         write_metrics
 
-`run_folder.py` lists the other files of a run. Tensors are read with `weights_only=True`, so a checkpoint that contains code is refused.
+`run_folder.py` lists the other files of a run. Tensors are read with `weights_only=True`, so a
+checkpoint that contains code is refused.
 """
 import csv
 import io
