@@ -388,17 +388,22 @@ def test_a_narrow_terminal_stops_no_command_from_the_shell(run, text):
 
 # ---- two trainings in one folder ----
 
+@posix_only
 def test_of_two_trainings_in_one_folder_one_goes_on(tmp_path, text):
     folder = str(tmp_path / "run")
-    argv = ["train", "--text", text, "--out", folder, *SMALL, "--max-steps", "300"]
-    both = [start(*argv) for _ in range(2)]
-    ends = [(process.communicate(timeout=120), process.returncode) for process in both]
-    (_, lost), (_, won) = sorted((end for end in ends), key=lambda end: -end[1])
-    assert (lost, won) == (2, 0)
-    line = next(err for (_, err), status in ends if status == 2)
-    assert "is in use by another training (process " in line and line.count("\n") == 1, line
-    assert sorted(os.listdir(folder)) == FILES
-    assert load_checkpoint(os.path.join(folder, "last.pt"))["step"] == 300
+    both = [start("train", "--text", text, "--out", folder, *ENDLESS) for _ in range(2)]
+    while all(process.poll() is None for process in both):
+        time.sleep(0.05)
+    lost, won = sorted(both, key=lambda process: process.poll() is None)
+    _, err = lost.communicate(timeout=60)
+    assert lost.returncode == 2 and err.count("\n") == 1, err
+    assert f"is in use by another training (process {won.pid}, since 20" in err, err
+    while not won.stdout.readline().startswith("step "):
+        assert won.poll() is None
+    won.send_signal(signal.SIGINT)
+    won.communicate(timeout=60)
+    assert won.returncode == 130
+    assert main(["sample", folder, "--max-new-tokens", "3"]) == 0       # its files are whole
 
 
 # ---- bad input ----
