@@ -1,7 +1,6 @@
 """The prose that comes with this project, as one text to train on.
 
-Not here: invented stories (`worlds/stories.py`), and tinyshakespeare, which `python data/get.py`
-fetches.
+Not here: invented stories (`worlds/stories.py`), and tinyshakespeare (`python data/get.py`).
 """
 from pathlib import Path
 
@@ -16,8 +15,7 @@ PROSE = ("tales.txt", "letters.txt", "howto.txt", "dialogue.txt")
 def prose() -> str:
     """Tales, letters, instructions and dialogues, mixed; two empty lines between two pieces.
 
-    The pieces of each file keep their order and are spread evenly over the whole. So the last
-    tenth, which training holds out, has pieces of every kind.
+    The pieces of each file are spread evenly, so the last tenth, which is held out, has every kind.
     """
     placed = []                                             # (place in the whole, piece)
     for name in PROSE:

@@ -5,24 +5,21 @@
     next-sentence prediction    [CLS] S₁ [SEP] S₂ [SEP]
                                 asked at [CLS]: does S₂ follow S₁?
 
-The labels come from the text itself, so any text is training data. Of the tokens, 15 % are chosen,
-and the model is asked for them. A chosen token x becomes
+The model is asked for 15 % of the tokens, chosen at random. A chosen token x becomes
 
     [MASK] with probability 0.8,    a random token with 0.1,    x itself with 0.1
 
 Source: Devlin et al. 2019, §3.1 (both tasks) and appendices A.1 and A.2; course D, "MLM training"
 and "Next sentence prediction (NSP) training". The course says "at least 15 %"; the paper says 15 %.
-The rule that special tokens are never chosen is in Google's released code
-(create_pretraining_data.py), not in the paper. Here tokens are chosen anew each time a text is
-seen, as in RoBERTa ("dynamic masking", Liu et al. 2019, §4.1).
+That special tokens are never chosen is a rule of Google's code (create_pretraining_data.py). Tokens
+are chosen anew each time a text is seen, as in RoBERTa (Liu et al. 2019, §4.1, dynamic masking).
 Deviations from Google's code:
 - 15 % of the ordinary tokens are chosen; the code chooses 15 % of all tokens, and at most 20.
 - A random token is never a special one; the code may draw any entry of the vocabulary.
 - A pair is as long as its document and the context allow; the code shortens one pair in ten.
 - A pair that is too long loses the beginning of S₁ and the end of S₂; the code removes tokens from
   the front or the back at random.
-- A random S₂ follows a cut, so it never begins with the first sentence of its document; in the code
-  it begins with any sentence.
+- A random S₂ follows a cut of its document; in the code it begins with any sentence.
 
 Shapes: B batch, N pairs, T time, V vocabulary.
 """
@@ -34,26 +31,26 @@ from torch import Generator, Tensor
 from minigpt.text.padding import pad
 
 
-def mask_tokens(
-    tokens: Tensor, special: Sequence[int], mask_id: int, vocab_size: int, generator: Generator,
-    rate: float = 0.15, variant: str = "exact",
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Chooses 15 % of the ordinary tokens and replaces most of them.
-
-    tokens (B, T) -> corrupted (B, T), labels (B, T): the original tokens, chosen (B, T) bool: where
-    a label counts. `tokens` is not changed. Each call draws new numbers from `generator`.
+def mask_tokens(tokens: Tensor, special: Sequence[int], mask_id: int, vocab_size: int,
+                generator: Generator, rate: float = 0.15, variant: str = "exact",
+                shares: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[Tensor, Tensor, Tensor]:
+    """tokens (B, T) -> corrupted (B, T), labels (B, T): the original tokens, chosen (B, T) bool.
 
     `special` has the ids that are never chosen and never drawn ([CLS], [SEP], [PAD], …; [MASK] is
     always one of them). `shares` divides the chosen tokens into masked, random and kept.
     `variant` is "exact", which chooses round(rate · n), at least 1, of the n ordinary tokens of
-    each row; or "bernoulli", which chooses each token with probability `rate`, independently, so
-    that the number chosen in a row is binomial and may be 0.
-
-    ValueError for settings outside these ranges, and for ids outside the vocabulary.
+    each row; or "bernoulli", which chooses each token with probability `rate`, independently.
     """
-    is_special = special_ids(special, mask_id, vocab_size)                          # (V,)
-    check_masking(tokens, is_special, rate, shares)
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate is the share of tokens to choose, above 0 and up to 1, not {rate}")
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError("shares (masked, random, kept) must be 0 or more and add up to 1, "
+                         f"not {shares}")
+    ids = sorted({*special, mask_id})
+    if not 0 <= ids[0] <= ids[-1] < vocab_size or len(ids) == vocab_size:
+        raise ValueError(f"special must be ids from 0 to {vocab_size - 1}, and not all; got {ids}")
+    is_special = torch.zeros(vocab_size, dtype=torch.bool)                          # (V,)
+    is_special[ids] = True
     may_choose = ~is_special.to(tokens.device)[tokens]                              # (B, T)
     chosen = choose(may_choose, rate, variant, generator)                           # (B, T)
 
@@ -81,52 +78,24 @@ def choose(may_choose: Tensor, rate: float, variant: str, generator: Generator) 
     return may_choose & (rank < count)
 
 
-def special_ids(special: Sequence[int], mask_id: int, vocab_size: int) -> Tensor:
-    """(V,) bool: True for the ids that are never chosen and never drawn."""
-    ids = sorted({*special, mask_id})
-    if not 0 <= ids[0] <= ids[-1] < vocab_size:
-        raise ValueError(f"special tokens must be ids from 0 to {vocab_size - 1}, not {ids}")
-    is_special = torch.zeros(vocab_size, dtype=torch.bool)
-    is_special[ids] = True
-    return is_special
-
-
-def check_masking(
-    tokens: Tensor, is_special: Tensor, rate: float, shares: tuple[float, float, float]
-) -> None:
-    """ValueError for tokens or settings that `mask_tokens` cannot use."""
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate is the share of tokens to choose, above 0 and up to 1, not {rate}")
-    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
-        raise ValueError("shares (masked, random, kept) must be 0 or more and add up to 1, "
-                         f"not {shares}")
-    if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < len(is_special):
-        raise ValueError(f"tokens must be ids from 0 to {len(is_special) - 1}, "
-                         f"and these are from {tokens.min()} to {tokens.max()}")
-    if is_special.all():
-        raise ValueError("every token is special, so none can be chosen or drawn; "
-                         "name only [CLS], [SEP] and the like")
-
-
-def sentence_pairs(
-    documents: Sequence[Sequence[Sequence[int]]], n: int, cls_id: int, sep_id: int, pad_id: int,
-    context_length: int, generator: Generator,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sentence_pairs(documents: Sequence[Sequence[Sequence[int]]], n: int, cls_id: int, sep_id: int,
+                   pad_id: int, context_length: int, generator: Generator) -> tuple[Tensor, ...]:
     """n new pairs for next-sentence prediction, from documents -> sentences -> ids.
 
     A document is cut between two of its sentences, and S₁ is everything before the cut. S₂ is
-    everything after it; for half of the pairs it is what follows a cut of *another* document. So a
-    "sentence" of a pair is a stretch of text, as in the paper.
+    everything after it; for half of the pairs it is what follows a cut of *another* document.
 
         tokens      [CLS] S₁ [SEP] S₂ [SEP] [PAD] …         (N, T), T the length of the longest
         segments      0   0    0   1    1     0             (N, T)
         mask          ✓   ✓    ✓   ✓    ✓                   (N, T) bool: False at padding
         labels      0 if S₂ follows S₁, 1 if not            (N,)
-
-    A pair that does not fit `context_length` is shortened. ValueError for fewer than 2 documents, a
-    document of fewer than 2 sentences, an empty sentence, n < 1, and a context_length under 5.
     """
-    check_documents(documents, n, context_length)
+    if len(documents) < 2 or any(len(document) < 2 or not all(document) for document in documents):
+        raise ValueError("pairs need at least 2 documents, each of at least 2 sentences and none "
+                         f"of these empty; got {len(documents)} documents")
+    if context_length < 5:
+        raise ValueError("[CLS] S₁ [SEP] S₂ [SEP] takes at least 5 tokens, "
+                         f"and context_length is {context_length}")
     rows, first_lengths, labels = [], [], []
     # Five uniforms per pair: which document, where to cut it, which label, and the same of S₂.
     uniforms = torch.rand(n, 5, dtype=torch.float64, generator=generator).tolist()
@@ -147,21 +116,14 @@ def sentence_pairs(
 
 
 def cut_in_two(document: Sequence[Sequence[int]], u: float) -> tuple[list[int], list[int]]:
-    """The tokens before and after one of the places between two sentences; u in [0, 1) chooses it.
-
-    >>> cut_in_two([[1], [2, 3], [4]], 0.0), cut_in_two([[1], [2, 3], [4]], 0.9)
-    (([1], [2, 3, 4]), ([1, 2, 3], [4]))
-    """
+    """The tokens before and after a cut between two sentences, which u in [0, 1) chooses."""
     n = 1 + int(u * (len(document) - 1))                                # sentences before the cut
     before, after = document[:n], document[n:]
     return [i for sentence in before for i in sentence], [i for sentence in after for i in sentence]
 
 
 def shorten(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
-    """Removes the beginning of S₁ and the end of S₂ until both together have `room` tokens.
-
-    The longer one is shortened until both are equally long, then both in turn. The tokens around
-    the cut stay.
+    """Shortens the longer of two texts, around the cut, until both together have `room` tokens.
 
     >>> shorten([1, 2, 3, 4, 5], [6, 7], room=5)
     ([3, 4, 5], [6, 7])
@@ -170,20 +132,3 @@ def shorten(first: list[int], second: list[int], room: int) -> tuple[list[int], 
         return first, second
     keep = max(room - len(second), min(len(first), room // 2))          # of S₁
     return first[len(first) - keep:], second[:room - keep]
-
-
-def check_documents(
-    documents: Sequence[Sequence[Sequence[int]]], n: int, context_length: int
-) -> None:
-    """ValueError for documents or settings that `sentence_pairs` cannot use."""
-    if len(documents) < 2 or any(len(document) < 2 for document in documents):
-        shortest = min((len(document) for document in documents), default=0)
-        raise ValueError("pairs need at least 2 documents of at least 2 sentences; "
-                         f"got {len(documents)}, the shortest with {shortest}")
-    if any(not sentence for document in documents for sentence in document):
-        raise ValueError("every sentence needs at least one token; leave out the empty ones")
-    if n < 1:
-        raise ValueError(f"the number of pairs must be 1 or more, not {n}")
-    if context_length < 5:
-        raise ValueError("[CLS] S₁ [SEP] S₂ [SEP] takes at least 5 tokens, "
-                         f"and context_length is {context_length}")

@@ -5,9 +5,8 @@
     left    [5]     →   0 5      mask  0 1        for prompts: all answers begin in the same column
             [6 7]       6 7            1 1
 
-A mask is always bool: True where a token counts, or where a query may look. A mask of zeros and
-ones in another dtype is refused, because PyTorch would use it as indices and silently give a wrong
-result.
+A mask is always bool: True where a token counts, or where a query may look. Another dtype is
+refused, because PyTorch would use its zeros and ones as indices and silently give a wrong result.
 
 Shapes: B rows, T tokens of the longest row.
 """
@@ -18,10 +17,7 @@ from torch import Tensor
 
 
 def pad(rows: Sequence[Sequence[int]], side: str, value: int) -> tuple[Tensor, Tensor]:
-    """Token ids and their mask, both (B, T), from B rows; the padding has the id `value`.
-
-    `side` is where the padding goes: left or right. ValueError for another side, for no row, and
-    for a row without tokens.
+    """Token ids and their mask, both (B, T), from B rows; `value` is added on the left or right.
 
     >>> tokens, mask = pad([[5], [6, 7]], side="left", value=0)
     >>> tokens.tolist(), mask.int().tolist()
@@ -45,12 +41,7 @@ def pad(rows: Sequence[Sequence[int]], side: str, value: int) -> tuple[Tensor, T
 
 
 def check_mask(mask: Tensor, shape: Sequence[int]) -> None:
-    """ValueError unless `mask` is bool and has this shape.
-
-    >>> check_mask(torch.tensor([[1, 0]]), (1, 2))
-    Traceback (most recent call last):
-    ValueError: a mask is bool, True where a place counts, not torch.int64; use mask.bool()
-    """
+    """ValueError unless `mask` is bool and has this shape."""
     if mask.dtype != torch.bool:
         raise ValueError(f"a mask is bool, True where a place counts, not {mask.dtype}; "
                          "use mask.bool()")

@@ -3,23 +3,14 @@ r"""Pre-tokenisation: a text is split into words before merges are learned or ap
     "It's 7 o'clock"  →  "It"  "'s"  " 7"  " o"  "'"  "clock"
 
 So no token of byte-pair encoding contains parts of two words. GPT-2's rule (Radford et al. 2019,
-§2.2, and the pattern in its released code) takes the first of these that matches, from the left:
+§2.2, and its released code) takes the first alternative that matches, from the left:
 
-    's|'t|'re|'ve|'m|'ll|'d    English contractions
-    | ?\p{L}+                  letters, with the space before them
-    | ?\p{N}+                  numbers, with the space before them
-    | ?[^\s\p{L}\p{N}]+        other visible characters, with the space before them
-    |\s+(?!\S)                 white space, without its last character if a word follows
-    |\s+                       the rest of the white space
+    's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
 Python's `re` has no \p{L} and \p{N}, and its \s also includes U+001C to U+001F, which are not white
 space in Unicode. So the three classes are written out below, from the character database that comes
-with Python: version `unicodedata.unidata_version` of Unicode, which is 14.0 in Python 3.11. GPT-2's
-own code uses the version of the `regex` package. The two split a text differently only at
-characters that the two versions do not put into the same class.
-
-Not here: later patterns. GPT-4's splits numbers after three digits and ignores the case of
-contractions.
+with Python. GPT-2's own code uses the `regex` package, whose version of Unicode can differ.
+Not here: later patterns. GPT-4's splits numbers after three digits.
 """
 import functools
 import re
@@ -41,42 +32,25 @@ def split_into_words(text: str) -> list[str]:
 @functools.cache
 def word_pattern() -> re.Pattern:
     """The pattern above. It is compiled at its first use, because that takes about 40 ms."""
-    letters, numbers = characters_of_category("L"), characters_of_category("N")
+    # One letter per code point: L for a letter, N for a number, … Above plane 3 are neither.
+    categories = "".join([unicodedata.category(chr(point))[0] for point in range(0x40000)])
+    letters, numbers = ("".join(f"{chr(run.start())}-{chr(run.end() - 1)}"
+                                for run in re.finditer(f"{kind}+", categories)) for kind in "LN")
     return re.compile("|".join([
-        r"'s|'t|'re|'ve|'m|'ll|'d",
-        rf" ?[{letters}]+",
-        rf" ?[{numbers}]+",
-        rf" ?[^{WHITE_SPACE}{letters}{numbers}]+",
-        rf"[{WHITE_SPACE}]+(?![^{WHITE_SPACE}])",
-        rf"[{WHITE_SPACE}]+",
+        r"'s|'t|'re|'ve|'m|'ll|'d",                     # English contractions
+        rf" ?[{letters}]+",                             # letters, with the space before them
+        rf" ?[{numbers}]+",                             # numbers, with the space before them
+        rf" ?[^{WHITE_SPACE}{letters}{numbers}]+",      # other visible characters, likewise
+        rf"[{WHITE_SPACE}]+(?![^{WHITE_SPACE}])",       # white space; before a word, not its last
+        rf"[{WHITE_SPACE}]+",                           # the rest of the white space
     ]))
-
-
-def characters_of_category(major: str) -> str:
-    """All characters whose general category starts with `major`, as ranges for a [...] of `re`.
-
-    Those of "L" begin with "A-Za-zª-ªµ-µ".
-    """
-    runs = re.finditer(f"{major}+", major_categories())
-    return "".join(f"{chr(run.start())}-{chr(run.end() - 1)}" for run in runs)
-
-
-@functools.cache
-def major_categories() -> str:
-    """One letter for each code point: L for a letter, N for a number, …
-
-    It ends with plane 3, because there are no letters or numbers above (a test checks all of
-    Unicode).
-    """
-    return "".join([unicodedata.category(chr(code_point))[0] for code_point in range(0x40000)])
 
 
 @functools.cache
 def byte_characters() -> str:
     """A visible character for each of the 256 bytes, as in GPT-2's files.
 
-    The bytes that are visible characters of Latin-1 stand for themselves. The others, in order, are
-    U+0100, U+0101, …: a space is Ġ, a newline is Ċ.
+    The visible characters of Latin-1 stand for themselves. The others are U+0100, U+0101, …
 
     >>> "".join(byte_characters()[byte] for byte in " naïve\\n".encode())
     'ĠnaÃ¯veĊ'

@@ -4,23 +4,17 @@
     bag(w₁ … w_T) = Σₜ one_hot(wₜ)          how often each word occurs
     occurrence = min(1, bag)                whether it occurs
 
-Source: course C, "Representation of text"; the bag of words: Harris 1954, "Distributional
-structure".
-Not here: tf-idf weights; and dense vectors, which are rows of a learned matrix E, so that
-one_hot(w)·E = E[w].
+Source: course C, "Representation of text"; bags of words: Harris 1954, "Distributional structure".
+Not here: tf-idf weights; and dense vectors, the rows of a learned matrix E: one_hot(w)·E = E[w].
 
 Shapes: B batch, T time, V vocabulary.
 """
 import torch
 from torch import Tensor
 
-from minigpt.text.padding import check_mask
-
 
 def one_hot(tokens: Tensor, vocab_size: int) -> Tensor:
     """(...) -> (..., V) float: 1 at the token's id, 0 elsewhere.
-
-    ValueError for an id outside the vocabulary.
 
     >>> one_hot(torch.tensor([2, 0]), vocab_size=3).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
@@ -30,34 +24,23 @@ def one_hot(tokens: Tensor, vocab_size: int) -> Tensor:
     return (tokens.unsqueeze(-1) == ids).float()                        # (..., 1), (V,) -> (..., V)
 
 
-def bag_of_words(
-    tokens: Tensor, vocab_size: int, binary: bool = False, mask: Tensor | None = None
-) -> Tensor:
+def bag_of_words(tokens: Tensor, vocab_size: int, binary: bool = False) -> Tensor:
     """(B, T) -> (B, V) float: how often each id occurs in a text; with `binary`, whether it occurs.
-
-    The order of the words is lost. `mask` (B, T) is True where a token counts. ValueError for an id
-    outside the vocabulary, also where `mask` is False.
 
     >>> bag_of_words(torch.tensor([[2, 0, 2, 2]]), vocab_size=4).tolist()
     [[1.0, 0.0, 3.0, 0.0]]
     """
     check_ids(tokens, vocab_size)
-    if tokens.dim() != 2:
-        raise ValueError(f"tokens have the shape (B, T), not {tuple(tokens.shape)}; "
-                         "give a single text as tokens[None]")
-    if mask is None:
-        mask = torch.ones_like(tokens, dtype=torch.bool)
-    check_mask(mask, tokens.shape)
+    ones = torch.ones(tokens.shape, device=tokens.device)
     counts = torch.zeros(tokens.size(0), vocab_size, device=tokens.device)      # (B, V)
-    counts.scatter_add_(1, tokens.long(), mask.float())     # the sum, without the one-hot vectors
+    counts.scatter_add_(1, tokens.long(), ones)             # the sum, without the one-hot vectors
     return counts.clamp(max=1) if binary else counts
 
 
 def check_ids(tokens: Tensor, vocab_size: int) -> None:
     """ValueError unless the tokens are integers from 0 to vocab_size − 1."""
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise ValueError(f"tokens are ids, which are integers, not {tokens.dtype}; "
-                         "give an integer tensor")
+        raise ValueError(f"tokens are ids, not {tokens.dtype}; give an integer tensor")
     unknown = tokens[(tokens < 0) | (tokens >= vocab_size)]
     if unknown.numel():
         raise ValueError(f"id {unknown[0].item()} is outside a vocabulary of {vocab_size} "

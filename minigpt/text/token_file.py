@@ -2,10 +2,8 @@
 
     tokens.bin = 512 bytes of header (JSON, padded with spaces) + a number of 1 to 4 bytes per token
 
-A text of N characters as a Python list of ids takes about 36 N bytes of memory. Here the text is
-encoded piece by piece, and the file is then mapped into memory: the operating system reads a part
-of it when it is used, so the tokens take no memory of their own.
-
+A Python list of N ids takes about 36 N bytes of memory. Here the text is encoded piece by piece,
+and the file is then mapped into memory: the operating system reads a part of it when it is used.
 Not here: texts larger than the memory. The text itself is read whole, at 1 to 4 bytes a character.
 """
 import hashlib
@@ -28,9 +26,7 @@ WORD_END = re.compile(r"(?<=\S)[ \n]")  # no tokenizer's word crosses the place 
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
-    """The text in pieces of about `size` characters; each ends where a word ends.
-
-    Encoding the pieces gives the same tokens as encoding the text, because a word is never cut.
+    """The text in pieces of about `size` characters. No word is cut, so no token changes.
 
     >>> list(pieces("one two three four", size=5))
     ['one two', ' three', ' four']
@@ -55,23 +51,20 @@ def checksum_of(text: str) -> tuple[str, int]:
 
 def narrowest(vocab_size: int) -> np.dtype:
     """The smallest type that holds the ids 0 … vocab_size − 1 and that PyTorch can index with."""
-    for name in ("uint8", "int16", "int32"):
-        if vocab_size - 1 <= np.iinfo(name).max:
-            return np.dtype(name).newbyteorder("<")
-    raise ValueError(f"a vocabulary of {vocab_size} is too large; ids have at most 31 bits")
+    name = "uint8" if vocab_size <= 2**8 else "int16" if vocab_size <= 2**15 else "int32"
+    return np.dtype(name).newbyteorder("<")
 
 
-def encode_pieces(tokenizer: Tokenizer, text: str, progress: bool = True) -> Iterator[np.ndarray]:
+def encode_pieces(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
     """The tokens of a text, piece by piece, with a progress bar for a long one."""
     dtype, start = narrowest(tokenizer.vocab_size), 0
     with tqdm(total=len(text), desc="encoding", unit="char", unit_scale=True, leave=False,
-              disable=None if progress and len(text) > PIECE else True) as bar:
+              disable=None if len(text) > PIECE else True) as bar:
         for piece in pieces(text, PIECE):
             try:
                 ids = tokenizer.encode(piece)
             except ValueError as error:                 # its index counts from the piece's start
-                where = f" (the index counts from character {start} on)" if start else ""
-                raise ValueError(f"{error}{where}") from None
+                raise ValueError(f"{error} (the index counts from character {start})") from None
             yield np.array(ids, dtype=dtype)
             start += len(piece)
             bar.update(len(piece))
@@ -83,10 +76,7 @@ def encode(tokenizer: Tokenizer, text: str) -> Tensor:
 
 
 def write_tokens(path: Path, tokenizer: Tokenizer, text: str, origin: dict) -> None:
-    """Encodes a text into a token file, whole or not at all.
-
-    `origin` says what the tokens were made from: the checksums of text and tokenizer.
-    """
+    """Encodes a text into a file, whole or not at all. `origin`: the checksums of its sources."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as file:
@@ -116,9 +106,8 @@ def open_tokens(path: Path, tokenizer: Tokenizer, origin: dict) -> Tensor | None
         count = header.pop("count")
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if header != {**origin, "dtype": dtype.str} or type(count) is not int or count < 1:
-        return None
-    if path.stat().st_size != HEADER + count * dtype.itemsize:
+    if (header != {**origin, "dtype": dtype.str} or type(count) is not int or count < 1
+            or path.stat().st_size != HEADER + count * dtype.itemsize):
         return None
     # Mode "c": PyTorch wants writable memory; what is written there never reaches the file.
     return torch.from_numpy(np.memmap(path, dtype=dtype, mode="c", offset=HEADER, shape=(count,)))

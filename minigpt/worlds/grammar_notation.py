@@ -17,7 +17,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-TOKEN = re.compile(r" ?(?:\w+|[^\w ])")
+from minigpt.text.tokenizers import WORD_OR_MARK
+
 PART = re.compile(r"( ?)(?:<(?P<rule>[^<>]+)>|\[(?P<choice>[^][]+)\]"
                   r"|\{(?P<slot>\w+)(?:=(?P<pool>\w+)|\.(?P<feature>\w+))?\}"
                   r"|(?P<token>\w+|[^\w <>{}|\[\]]))")
@@ -41,7 +42,7 @@ def tokens(text: str) -> tuple[str, ...]:
         at = stray.start()
         raise ValueError(f"at character {at}, after {text[max(0, at - 20):at]!r}: a space must "
                          "stand before a word or a mark; take it out")
-    return tuple(TOKEN.findall(text))
+    return tuple(re.findall(WORD_OR_MARK, text))
 
 
 def is_word(token: str) -> bool:

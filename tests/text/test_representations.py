@@ -17,14 +17,10 @@ def test_one_hot_equals_pytorch(shape, dtype):
 def test_bag_of_words_is_the_sum_of_one_hots():
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(4, (3, 11), generator=generator)
-    mask = torch.rand(3, 11, generator=generator) < 0.6
     hots = F.one_hot(tokens, 6).float()
     assert bag_of_words(tokens, 6).dtype == torch.float32
     assert torch.equal(bag_of_words(tokens, 6), hots.sum(1))
-    assert torch.equal(bag_of_words(tokens.int(), 6, mask=mask), (hots * mask[..., None]).sum(1))
     assert torch.equal(bag_of_words(tokens, 6, binary=True), hots.amax(1))
-    masked = (hots * mask[..., None]).amax(1)
-    assert torch.equal(bag_of_words(tokens, 6, binary=True, mask=mask), masked)
     assert bag_of_words(tokens, 6).max() > 1            # else counts would equal occurrences
 
 
@@ -44,16 +40,3 @@ def test_ids_outside_the_vocabulary_are_refused(function):
     for tokens in (torch.tensor([[0.0, 1.0]]), torch.tensor([[True, False]])):
         with pytest.raises(ValueError, match="give an integer tensor"):
             function(tokens, 5)
-
-
-def test_bag_of_words_refuses_other_shapes():
-    tokens = torch.tensor([[0, 1, 2]])
-    with pytest.raises(ValueError, match=r"the mask is \(3,\) where \(1, 3\) is needed"):
-        bag_of_words(tokens, 4, mask=torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"shape \(B, T\), not \(3,\)"):
-        bag_of_words(tokens[0], 4)
-
-
-def test_bag_of_words_refuses_a_mask_that_is_not_bool():
-    with pytest.raises(ValueError, match="a mask is bool"):
-        bag_of_words(torch.tensor([[0, 1, 2]]), 4, mask=torch.tensor([[1, 0, 1]]))

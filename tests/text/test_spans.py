@@ -176,7 +176,7 @@ def test_just_below_its_sentinels_a_text_may_be_anything():
     ([5, 199, END], [199, 6, 198, 7, END]),             # something after the closing one
 ])
 def test_what_does_not_belong_together_is_refused(source, target):
-    with pytest.raises(ValueError, match="sentinels needs a target with the same sentinels"):
+    with pytest.raises(ValueError, match="target must have the input's sentinels"):
         restore(source, target, V, END)
 
 
@@ -185,7 +185,7 @@ def test_what_does_not_belong_together_is_refused(source, target):
     ([5, 199, END], []), ([END, 199], [END, 198]),
 ])
 def test_an_input_or_a_target_without_its_end_is_refused(source, target):
-    with pytest.raises(ValueError, match="both end with </s>, which is 1; got"):
+    with pytest.raises(ValueError, match="both end with </s>, which is 1"):
         restore(source, target, V, END)
 
 
@@ -196,12 +196,11 @@ def test_the_last_settings_that_are_allowed():
 
 @pytest.mark.parametrize("arguments", [(0,), (10, 0.0), (10, 1.0), (10, 0.15, 0.99)])
 def test_settings_without_a_meaning_are_refused(arguments):
-    with pytest.raises(ValueError, match="span corruption needs"):
+    with pytest.raises(ValueError, match="spans need n_tokens"):
         span_counts(*arguments)
 
 
 def test_a_mask_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="got 3 tokens and 2 entries"):
-        corrupt_spans([5, 6, 7], [False, True], V, END)
-    with pytest.raises(ValueError, match="got 0 tokens and 0 entries"):
-        corrupt_spans([], [], V, END)
+    for mask in ([False, True], [False] * 4):
+        with pytest.raises(ValueError, match="argument 2 is"):
+            corrupt_spans([5, 6, 7], mask, V, END)

@@ -56,11 +56,6 @@ def test_narrowest(vocab_size, name):
     assert np.array([vocab_size - 1]).astype(dtype)[0] == vocab_size - 1        # the largest id
 
 
-def test_a_vocabulary_without_a_type_is_refused():
-    with pytest.raises(ValueError, match="2147483649 is too large"):
-        narrowest(2**31 + 1)
-
-
 def test_the_checksum_is_that_of_the_bytes():
     text = "日本語 and 🙂 " * 99
     raw = text.encode("utf-8")
