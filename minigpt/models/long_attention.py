@@ -5,23 +5,17 @@
     compressed    A(Q, conv K, conv V)          T·⌈T/3⌉: a convolution makes one key of three
     LSH           A over keys with one hash     R·T·2m: R rounds, chunks of m tokens (lsh.py)
 
-Source: course A, "Transformer decoder"; Liu et al. 2018, §4.2.4 (local and memory-compressed
-attention, in alternating layers LMLML); course B, "Reformer", for LSH.
-
 Compressed attention is causal. The convolution has kernel 3 and stride 3, and slot j holds inputs
 3j − 2, 3j − 1 and 3j; the inputs before the first are zeros. Query t may look at slot j if 3j ≤ t,
-so that none of the slot's inputs is later than t. Slot 0 holds the first input alone, and every
-query may look at it. There are ⌈T/3⌉ slots. The newest inputs up to t, two at most, are in no slot
-that query t may look at; a local layer can read them.
-Deviations: the paper does not say how the order of time is kept. In the authors' code
-(tensor2tensor), slot j holds inputs 3j to 3j + 2, queries t > 3j + 2 may look at it, an incomplete
-last slot is dropped, and the first input is put in front as a slot of its own. That code convolves
-the layer's input and then projects it to K and V; here, as in the paper, K and V are projected
-first. The convolution mixes the dimensions of all heads, and starts as the mean of three inputs.
-Not here: Liu et al.'s mixture of experts, caches for generation.
+so that none of the slot's inputs is later than t. The newest inputs up to t, two at most, are in no
+slot that query t may look at; a local layer can read them.
 
-The fused kernel of `attend` is newer (Dao et al. 2022). It needs no T·T memory but T·T time. Local
-and LSH attention need neither.
+Source: course A, "Transformer decoder"; Liu et al. 2018, §4.2.4 (local and memory-compressed
+attention, in alternating layers LMLML); course B, "Reformer", for LSH.
+Deviations: the paper does not say how the order of time is kept. In the authors' code
+(tensor2tensor), slot j holds inputs 3j to 3j + 2, and the first input has a slot of its own. The
+convolution mixes the dimensions of all heads, and starts as the mean of three inputs.
+Not here: Liu et al.'s mixture of experts, caches for generation.
 
 Shapes: B batch, H heads, T tokens, S keys, D width of one head, C = d_model, b tokens in a block.
 """
@@ -44,53 +38,32 @@ Rotary = tuple[Tensor, Tensor]          # cos and sin of the positions, (T, D/2)
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, block: int, fused: bool = True) -> Tensor:
-    """Causal attention within blocks of `block` tokens, and none between blocks.
-
-    (B, H, T, D) three times -> (B, H, T, D). `fused` is as in `attend`.
-    """
+    """Causal attention within blocks of b tokens: (B, H, T, D) three times -> (B, H, T, D)."""
     T = q.size(2)
     check_sizes(block=block, n_tokens=T)
     block = min(block, T)
     # The padding fills the last block. It comes after every token, so causality hides it.
-    padding = -T % block
-    q, k, v = (
-        F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, block)) for x in (q, k, v)
-    )                                                                   # (B, H, ⌈T/b⌉, b, D)
-    y = attend(q, k, v, causal=True, fused=fused)
+    q, k, v = (F.pad(x, (0, 0, 0, -T % block)).unflatten(2, (-1, block)) for x in (q, k, v))
+    y = attend(q, k, v, causal=True, fused=fused)                       # (B, H, ⌈T/b⌉, b, D)
     return y.flatten(2, 3)[:, :, :T]                                    # (B, H, T, D)
-
-
-def compressed_mask(n_queries: int) -> Tensor:
-    """(T, ⌈T/3⌉) bool: query t may look at slot j if 3j ≤ t.
-
-    >>> compressed_mask(5).int().tolist()
-    [[1, 0], [1, 0], [1, 0], [1, 1], [1, 1]]
-    """
-    return causal_mask(n_queries)[:, ::STRIDE]
 
 
 def compressed_attention(q: Tensor, k: Tensor, v: Tensor, fused: bool = True) -> Tensor:
     """Causal attention to slots: (B, H, T, D), (B, H, ⌈T/3⌉, D) twice -> (B, H, T, D)."""
-    return attend(q, k, v, compressed_mask(q.size(2)).to(q.device), fused=fused)
+    mask = causal_mask(q.size(2))[:, ::STRIDE]                          # (T, ⌈T/3⌉): 3j ≤ t
+    return attend(q, k, v, mask.to(q.device), fused=fused)
 
 
 class LongAttention(MultiHeadAttention):
-    """The part that the three layers below share. They replace the attention in GPT's blocks.
-
-    A subclass defines `attend_heads`: x (B, T, C) -> (B, H, T, D).
+    """The part that the layers below share. `attend_heads` is x (B, T, C) -> (B, H, T, D), and
+    `options` are `bias` and `qk_norm`, as in MultiHeadAttention.
     """
 
-    def forward(
-        self, x: Tensor, causal: bool = True, rotary: Rotary | None = None,
-        cache: KVCache | None = None, mask: Tensor | None = None,
-    ) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, causal: bool = True, rotary: Rotary | None = None,
+                cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
         if cache is not None or mask is not None or not causal:
-            raise ValueError("long-sequence attention here is causal, keeps no cache and knows "
-                             "no padding on the left: call it with causal=True, cache=None and "
-                             "mask=None")
-        if x.size(1) == 0:
-            raise ValueError(f"x is (batch, time ≥ 1, d_model), not {tuple(x.shape)}")
+            raise ValueError("this layer is causal, keeps no cache and knows no padding: call it "
+                             "with causal=True, cache=None and mask=None")
         y = self.attend_heads(x, rotary)                                # (B, H, T, D)
         return self.out(y.transpose(1, 2).flatten(2))                   # (B, T, C)
 
@@ -98,27 +71,24 @@ class LongAttention(MultiHeadAttention):
 class LocalAttention(LongAttention):
     """Letter L: attention within blocks."""
 
-    def __init__(
-        self, d_model: int, n_heads: int, block: int, bias: bool = True, qk_norm: bool = False
-    ):
+    def __init__(self, d_model: int, n_heads: int, block: int, **options):
         check_sizes(block=block)
-        super().__init__(d_model, n_heads, bias, qk_norm=qk_norm)
+        super().__init__(d_model, n_heads, **options)
         self.block = block
 
     def attend_heads(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         q = self.query_norm(self.split_heads(self.query(x)))            # (B, H, T, D)
         k = self.key_norm(self.split_heads(self.key(x)))
-        v = self.split_heads(self.value(x))
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        return local_attention(q, k, v, self.block)
+        return local_attention(q, k, self.split_heads(self.value(x)), self.block)
 
 
 class CompressedAttention(LongAttention):
     """Letter M: attention to one key and one value for each three inputs."""
 
-    def __init__(self, d_model: int, n_heads: int, bias: bool = True, qk_norm: bool = False):
-        super().__init__(d_model, n_heads, bias, qk_norm=qk_norm)
+    def __init__(self, d_model: int, n_heads: int, **options):
+        super().__init__(d_model, n_heads, **options)
         self.compress_key = nn.Conv1d(d_model, d_model, STRIDE, STRIDE, bias=False)
         self.compress_value = nn.Conv1d(d_model, d_model, STRIDE, STRIDE, bias=False)
         for convolution in (self.compress_key, self.compress_value):    # the mean of three inputs
@@ -131,10 +101,9 @@ class CompressedAttention(LongAttention):
 
     def attend_heads(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         q = self.query_norm(self.split_heads(self.query(x)))            # (B, H, T, D)
-        keys = self.compress(self.key(x), self.compress_key)            # (B, ⌈T/3⌉, C)
-        k = self.key_norm(self.split_heads(keys))                       # (B, H, ⌈T/3⌉, D)
-        values = self.compress(self.value(x), self.compress_value)      # (B, ⌈T/3⌉, C)
-        v = self.split_heads(values)                                    # (B, H, ⌈T/3⌉, D)
+        k = self.split_heads(self.compress(self.key(x), self.compress_key))     # (B, H, ⌈T/3⌉, D)
+        v = self.split_heads(self.compress(self.value(x), self.compress_value))
+        k = self.key_norm(k)
         if rotary is not None:
             q = rotate(q, *rotary)
             k = rotate(k, *(table[::STRIDE] for table in rotary))       # the position of input 3j
@@ -147,11 +116,9 @@ class LSHAttention(LongAttention):
     With `full` set to True it attends to all keys, for comparison.
     """
 
-    def __init__(
-        self, d_model: int, n_heads: int, n_buckets: int, n_rounds: int, chunk: int,
-        bias: bool = True, qk_norm: bool = False, generator: torch.Generator | None = None,
-    ):
-        super().__init__(d_model, n_heads, bias, qk_norm=qk_norm)
+    def __init__(self, d_model: int, n_heads: int, n_buckets: int, n_rounds: int, chunk: int,
+                 generator: torch.Generator | None = None, **options):
+        super().__init__(d_model, n_heads, **options)
         del self.key, self.key_norm                                     # the query is the key
         self.chunk, self.full = chunk, False
         rotations = random_rotations(n_rounds, d_model // n_heads, n_buckets, generator)
@@ -166,15 +133,13 @@ class LSHAttention(LongAttention):
         return lsh_attention(q, v, lsh_buckets(q.detach(), self.rotations), self.chunk)
 
 
-def make_long_gpt(
-    config: GPTConfig, layers: str, block: int = 256, n_buckets: int = 32, n_rounds: int = 8,
-    reversible: bool = False, generator: torch.Generator | None = None,
-) -> GPT:
+def make_long_gpt(config: GPTConfig, layers: str, block: int = 256, n_buckets: int = 32,
+                  n_rounds: int = 8, reversible: bool = False,
+                  generator: torch.Generator | None = None) -> GPT:
     """A GPT with one letter in `layers` for the attention of each layer.
 
-    F is full, L local, M memory-compressed, H hashed attention; Liu et al. have "LMLML". `block` is
-    for L, and `n_buckets` and `n_rounds` are for H, whose chunks hold 2·context_length/n_buckets
-    tokens (Reformer, §2). The model has no cache: give `generate` use_cache=False.
+    F is full, L local (with `block`), M memory-compressed and H hashed attention, whose chunks hold
+    2·context_length/n_buckets tokens (Reformer, §2). Give `generate` use_cache=False.
     """
     if len(layers) != config.n_layers or set(layers) - set("FLMH"):
         raise ValueError(f"layers is one letter of F, L, M, H for each of {config.n_layers} "
@@ -189,9 +154,8 @@ def make_long_gpt(
             gpt_block.attention = CompressedAttention(*sizes, **options)
         elif letter == "H":
             chunk = math.ceil(2 * config.context_length / max(1, n_buckets))    # 0 is refused below
-            gpt_block.attention = LSHAttention(
-                *sizes, n_buckets, n_rounds, chunk, generator=generator, **options
-            )
+            gpt_block.attention = LSHAttention(*sizes, n_buckets, n_rounds, chunk,
+                                               generator=generator, **options)
     model.initialise(generator)
     if reversible:
         model.blocks = nn.ModuleList([Reversible(model.blocks)])
@@ -199,17 +163,6 @@ def make_long_gpt(
 
 
 def score_entries(layers: str, n: int, block: int = 256) -> int:
-    """How many scores one head computes over n tokens, summed over `layers` of F, L and M.
-
-    Masked scores count too, since they are computed.
-
-    >>> score_entries("F", 300), score_entries("M", 300), score_entries("L", 300, block=100)
-    (90000, 30000, 30000)
-    >>> score_entries("LM", 300, block=100)
-    60000
-    """
-    check_sizes(n=n, block=block)
-    if set(layers) - set("FLM"):
-        raise ValueError(f"layers is letters of F, L and M, not {layers!r}")
+    """How many scores, masked or not, one head computes over n tokens in `layers` of F, L and M."""
     keys = {"F": n, "L": min(block, n), "M": math.ceil(n / STRIDE)}
     return sum(keys[letter] * n for letter in layers)

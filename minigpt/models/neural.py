@@ -1,18 +1,14 @@
 """The neural probabilistic language model: predict a token from the vectors of the last ones.
 
     x = (C(w_{t−1}), C(w_{t−2}), …, C(w_{t−n+1}))                  the vectors of the last tokens
-    y = b + W x + U tanh(d + H x)                                  the logits
-    P(w_t | w_{t−1}, …, w_{t−n+1}) = softmax(y)
+    y = b + W x + U tanh(d + H x)                                  the logits of w_t
 
 An n-gram model knows nothing about an n-gram that it has not counted. This model gives similar
-vectors to words that are used alike. If it has read "a dog was running", it also expects what
-followed there after "the cat is walking".
+vectors to words that are used alike, so it learns about all of them from a text with one of them.
 
-Source: course C, "Neural probabilistic LMs"; Bengio et al. 2003, eq. 1 and figure 1, with the
-paper's letters.
-Deviation: the beginning of a text is padded with a learned vector. The paper does not say what
-stands there.
-Not here: the paper's weight decay and learning-rate schedule; training/loop.py has its own.
+Source: course C, "Neural probabilistic LMs"; Bengio et al. 2003, eq. 1, with the paper's letters.
+Deviation: a learned vector pads the beginning of a text; the paper does not say what stands there.
+Not here: the paper's weight decay and learning-rate schedule.
 
 Shapes: B batch, T time, V vocabulary, n order, m = d_embedding, h = d_hidden.
 """
@@ -25,18 +21,12 @@ from minigpt.text.representations import check_ids
 
 
 class NeuralLM(nn.Module):
-    """tokens (B, T) -> logits (B, T, V).
-
-    logits[:, t] scores token t + 1 given the last n − 1 tokens, those from t − n + 2 to t.
-    `generator` fixes the initial weights; without it they come from torch's global generator.
-    """
+    """tokens (B, T) -> logits (B, T, V), where [:, t] scores token t + 1 given the last n − 1."""
 
     context_length = 512                # tokens to read at once; only the last n − 1 are looked at
 
-    def __init__(
-        self, order: int, vocab_size: int, d_embedding: int, d_hidden: int,
-        generator: torch.Generator | None = None,
-    ):
+    def __init__(self, order: int, vocab_size: int, d_embedding: int, d_hidden: int,
+                 generator: torch.Generator | None = None):
         super().__init__()
         check_sizes(order=order, vocab_size=vocab_size, d_embedding=d_embedding, d_hidden=d_hidden)
         if order == 1:
@@ -46,20 +36,15 @@ class NeuralLM(nn.Module):
         self.H = nn.Linear((order - 1) * d_embedding, d_hidden)         # its bias is d
         self.U = nn.Linear(d_hidden, vocab_size)                        # its bias is b
         self.W = nn.Linear((order - 1) * d_embedding, vocab_size, bias=False)
-        # The vectors start small, so that training soon decides most of them: then words that are
-        # used alike have similar vectors. H has larger weights in return, so that the inputs of
-        # tanh have a standard deviation near 1.
+        # The vectors start small, so that training soon decides most of them. H has larger weights
+        # in return, so that the inputs of tanh have a standard deviation near 1.
         nn.init.normal_(self.C.weight, std=0.1, generator=generator)
         for layer, std in ((self.H, 10), (self.U, 1), (self.W, 1)):
-            std = std * layer.in_features**-0.5
-            nn.init.normal_(layer.weight, std=std, generator=generator)
-        for layer in (self.H, self.U):
-            nn.init.zeros_(layer.bias)
+            nn.init.normal_(layer.weight, std=std * layer.in_features**-0.5, generator=generator)
+        nn.init.zeros_(self.H.bias)
+        nn.init.zeros_(self.U.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if tokens.dim() != 2 or tokens.size(1) == 0:
-            raise ValueError("tokens are (batch, time) with at least one token, not "
-                             f"{tuple(tokens.shape)}")
         check_ids(tokens, self.vocab_size)                  # id V is a row of C, but not a token
         # The first prediction has one token before it, so n − 2 places are missing.
         padded = F.pad(tokens, (self.order - 2, 0), value=self.vocab_size)  # (B, T + n − 2)

@@ -4,13 +4,10 @@
 
 The pixels are in raster order: row by row from the top, each row from the left. A model maps images
 (B, Y, X) of whole numbers 0 to K − 1 to logits (B, Y, X, K), where [:, y, x] scores pixel (x, y)
-given the pixels before it. This file has what all models of images share: the input, the
-probability of an image, the drawing of new images, and a baseline. The models are in pixel_cnn.py
-and pixel_rnn.py.
+given the pixels before it. This file has what pixel_cnn.py and pixel_rnn.py share, and a baseline.
 
 Source: course C, "PixelRNN" and "PixelCNN"; van den Oord, Kalchbrenner and Kavukcuoglu 2016, §2.1.
-Deviation: a pixel has one channel with K levels. In the paper it has three colours of 256 levels,
-which are predicted one after another.
+Deviation: a pixel has one channel of K levels; in the paper it has three colours of 256 levels.
 
 Shapes: B batch, Y rows, X columns, K levels.
 """
@@ -25,26 +22,6 @@ from torch.nn import functional as F
 from minigpt.models.checks import check_sizes
 
 
-def check_images(images: Tensor, levels: int) -> None:
-    """ValueError unless images are whole numbers from 0 to `levels` − 1 of shape (B, Y, X)."""
-    if images.dim() != 3 or images.dtype != torch.long:
-        raise ValueError("images are whole numbers (torch.long) of shape (batch, rows, columns), "
-                         f"not {images.dtype} of shape {tuple(images.shape)}")
-    if images.numel() and not (0 <= images.min() and images.max() < levels):
-        raise ValueError(f"this model knows the levels 0 to {levels - 1}, and the images hold "
-                         f"{images.min()} to {images.max()}")
-
-
-def one_hot(images: Tensor, levels: int, like: Tensor) -> Tensor:
-    """(B, Y, X) levels -> (B, Y, X, K) zeros and ones in the dtype of `like`.
-
-    A convolution pads an image with zeros. In the padding all K numbers are 0, and at a pixel one
-    of them is 1, so the model can tell the padding from a pixel of level 0.
-    """
-    check_images(images, levels)
-    return F.one_hot(images, levels).to(like.dtype)
-
-
 def check_levels(levels: int) -> None:
     """ValueError unless a pixel has at least two levels: with one there is nothing to predict."""
     check_sizes(levels=levels)
@@ -53,10 +30,7 @@ def check_levels(levels: int) -> None:
 
 
 def at_place(values: Tensor, images: Tensor) -> Tensor:
-    """The first rows of `values` (..., rows, X), as many as `images` (B, Y, …) has: (..., Y, X).
-
-    `values` has a number for each place. Drawing an image calls the model with its first rows only.
-    """
+    """The first Y rows of values (..., rows, X), for images (B, Y, X, …) that are not complete."""
     rows, columns = values.shape[-2:]
     if images.size(1) > rows or images.size(2) != columns:
         raise ValueError(f"this model was made for images of {rows} × {columns} (or their first "
@@ -67,8 +41,7 @@ def at_place(values: Tensor, images: Tensor) -> Tensor:
 class IndependentPixels(nn.Module):
     """p(x) = Πᵢ p(xᵢ): the baseline that counts levels at each place and ignores other pixels.
 
-    Nothing is trained. One is added to each count, so that a level that was never seen at a place
-    does not get probability 0.
+    One is added to each count, so that a level that was never seen at a place has a probability.
 
     >>> model = IndependentPixels(torch.tensor([[[0, 1]], [[0, 0]]]), levels=2)     # two images
     >>> model(torch.tensor([[[1, 1]]])).exp()       # (2+1)/(2+2), (0+1)/(2+2); (1+1)/(2+2) twice
@@ -81,24 +54,18 @@ class IndependentPixels(nn.Module):
         check_levels(levels)
         if images.numel() == 0:
             raise ValueError(f"there is nothing to count in images of shape {tuple(images.shape)}")
-        self.levels = levels
-        counts = one_hot(images, levels, torch.tensor(1.0)).sum(0) + 1          # (Y, X, K)
+        counts = F.one_hot(images, levels).float().sum(0) + 1                   # (Y, X, K)
         logits = (counts / counts.sum(-1, keepdim=True)).log()
         self.register_buffer("logits", logits.permute(2, 0, 1))                 # (K, Y, X)
 
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.levels)
         logits = at_place(self.logits, images).permute(1, 2, 0)                 # (Y, X, K)
         return logits.expand(len(images), -1, -1, -1)                           # (B, Y, X, K)
 
 
 def image_bits(model: nn.Module, images: Tensor) -> Tensor:
-    """−log₂ p(x) = −Σᵢ log₂ p(xᵢ | x_<i) of each image: (B, Y, X) -> (B,).
-
-    Divide by Y·X for bits per pixel.
-    """
-    logprobs = model(images).log_softmax(-1)                                    # (B, Y, X, K)
-    logprobs = logprobs.gather(-1, images[..., None])[..., 0]                   # (B, Y, X)
+    """−log₂ p(x) = −Σᵢ log₂ p(xᵢ | x_<i) of each image: (B, Y, X) -> (B,)."""
+    logprobs = model(images).log_softmax(-1).gather(-1, images[..., None])      # (B, Y, X, 1)
     return -logprobs.flatten(1).sum(1) / math.log(2)
 
 
@@ -109,44 +76,35 @@ def conditionals(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
     """
     if hasattr(model, "conditionals"):                      # PixelRNN keeps its states
         yield from model.conditionals(images)
-        return
-    for y in range(images.size(1)):
-        for x in range(images.size(2)):
+    else:
+        for y, x in itertools.product(range(images.size(1)), range(images.size(2))):
             yield model(images[:, :y + 1])[:, y, x]         # no pixel depends on the rows below
 
 
 @torch.no_grad()
-def complete(
-    model: nn.Module, images: Tensor, n_known: int, generator: torch.Generator | None = None
-) -> Tensor:
+def complete(model: nn.Module, images: Tensor, n_known: int,
+             generator: torch.Generator | None = None) -> Tensor:
     """Keeps the first `n_known` pixels of each image (B, Y, X) and draws the others from the model.
 
-    The values of the other pixels are ignored. What is drawn is an exact sample of p(rest | first
-    pixels), since each pixel is drawn from p(xᵢ | x_<i). Given other pixels, say the lower half,
-    one would have to sum over all images that have them.
+    What is drawn is an exact sample of p(rest | first pixels). Given other pixels, say the lower
+    half, one would have to sum over all images that have them.
     """
-    if images.dim() != 3 or images.numel() == 0:
-        raise ValueError("images are (batch, rows, columns) with at least one image and one pixel, "
-                         f"not {tuple(images.shape)}")
     n_pixels = images.size(1) * images.size(2)
     if not 0 <= n_known <= n_pixels:
-        raise ValueError(f"n_known must be between 0 and the {n_pixels} pixels of an image, not "
-                         f"{n_known}")
+        raise ValueError(f"n_known must be between 0 and the {n_pixels} pixels, not {n_known}")
     images = images.clone(memory_format=torch.contiguous_format)
     pixels = images.flatten(1)                              # (B, Y·X), a view of the copy
     pixels[:, n_known:] = 0
     for i, logits in enumerate(conditionals(model, images)):
-        if i < n_known:
-            continue
-        probabilities = logits.softmax(-1).cpu()            # the generator is on the CPU
-        drawn = torch.multinomial(probabilities, 1, generator=generator)        # (B, 1)
-        pixels[:, i] = drawn[:, 0].to(images.device)
+        if i >= n_known:
+            probabilities = logits.softmax(-1).cpu()        # the generator is on the CPU
+            drawn = torch.multinomial(probabilities, 1, generator=generator)    # (B, 1)
+            pixels[:, i] = drawn[:, 0].to(images.device)
     return images
 
 
-def sample(
-    model: nn.Module, n: int, rows: int, columns: int, generator: torch.Generator | None = None
-) -> Tensor:
+def sample(model: nn.Module, n: int, rows: int, columns: int,
+           generator: torch.Generator | None = None) -> Tensor:
     """Draws n images (n, rows, columns) from p(x), pixel by pixel."""
     check_sizes(n=n, rows=rows, columns=columns)
     device = next(itertools.chain(model.parameters(), model.buffers())).device

@@ -9,18 +9,14 @@
 
     BiLSTM   [→hₜ ; ←hₜ]                             one LSTM reads forwards, another backwards
 
-Each of i, f, g and o has its own W, U and b. They lie in one matrix in this order, as in torch.nn.
+Each of i, f, g and o has its own W, U and b, in one matrix in this order, as in torch.nn. The
+products W xₜ do not depend on the state, so they are computed before the loop over time.
 
 Source: course C, "Recurrent Neural Networks" and "Bi-directional LSTM"; Elman 1990; Hochreiter and
 Schmidhuber 1997; Gers et al. 2000 (the forget gate f); Schuster and Paliwal 1997 (both directions).
-Deviation: one bias b, where torch.nn adds two.
-Not here: peepholes, GRU, dropout.
+Deviation: one bias b, where torch.nn adds two. Not here: peepholes, GRU, dropout.
 
-The products W xₜ do not depend on the state, so one matrix product computes all of them before the
-loop over time. Only U hₜ₋₁ is computed inside the loop.
-
-Shapes: B batch, T time, D input width, H hidden units, V vocabulary, S states of a layer: 1 in an
-RNN (h), 2 in an LSTM (h, c).
+Shapes: B batch, T time, D input width, H hidden units, V vocabulary, S states: h, or h and c.
 """
 import math
 import sys
@@ -32,61 +28,35 @@ from minigpt.models.checks import TokenEmbedding, check_sizes
 from minigpt.text.padding import check_mask
 
 
-def rnn_step(projected: Tensor, h: Tensor, U: Tensor) -> Tensor:
-    """hₜ (B, H) from W xₜ + b (B, H), hₜ₋₁ (B, H) and U (H, H)."""
-    return torch.tanh(torch.addmm(projected, h, U.T))                   # projected + h Uᵀ
-
-
-def lstm_step(projected: Tensor, h: Tensor, c: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
-    """hₜ and cₜ, each (B, H), from W xₜ + b (B, 4H), hₜ₋₁ and cₜ₋₁ (B, H) and U (4H, H)."""
-    i, f, g, o = torch.addmm(projected, h, U.T).chunk(4, dim=-1)        # (B, 4H) -> 4 times (B, H)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
 class Recurrence(nn.Module):
     """The part that RNN and LSTM share: the weights of n gates and the loop over time.
 
-    W is (n·H, D), U is (n·H, H) and b is (n·H,). A subclass defines `step`.
+    A subclass defines `step`, `n_gates` and `n_states`.
     """
-
-    n_gates: int
-    n_states: int
 
     def __init__(self, d_in: int, d_hidden: int, generator: torch.Generator | None = None):
         super().__init__()
         check_sizes(d_in=d_in, d_hidden=d_hidden)
         self.d_in, self.d_hidden = d_in, d_hidden
-        self.W = nn.Parameter(torch.empty(self.n_gates * d_hidden, d_in))
-        self.U = nn.Parameter(torch.empty(self.n_gates * d_hidden, d_hidden))
-        self.b = nn.Parameter(torch.zeros(self.n_gates * d_hidden))
+        self.W = nn.Parameter(torch.empty(self.n_gates * d_hidden, d_in))       # (n·H, D)
+        self.U = nn.Parameter(torch.empty(self.n_gates * d_hidden, d_hidden))   # (n·H, H)
+        self.b = nn.Parameter(torch.zeros(self.n_gates * d_hidden))             # (n·H,)
         # With std 1/√D, the entries of W x have the variance of those of x.
         nn.init.normal_(self.W, std=1 / math.sqrt(d_in), generator=generator)
-        # An orthogonal U keeps the length of h (Saxe et al. 2014).
-        for gate in self.U.detach().chunk(self.n_gates):
+        for gate in self.U.detach().chunk(self.n_gates):    # orthogonal: U h is as long as h
             nn.init.orthogonal_(gate, generator=generator)
 
-    def forward(
-        self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The states at every time: x (B, T, D) -> (S, B, T, H), so h = rnn(x)[0], h, c = lstm(x).
 
-        `state` (S, B, H) is the state before the first step, zeros by default. The states of the
-        last time, [:, :, -1], are the `state` to go on from. Where `mask` (B, T) is False, the
-        state does not change: a row that is padded, on any side, ends in the same state as alone.
+        `state` (S, B, H) comes before the first step; without it, zeros. Where `mask` (B, T) is
+        False, the state does not change: a padded row ends in the same state as the row alone.
         """
-        if x.dim() != 3 or x.size(1) == 0 or x.size(2) != self.d_in:
-            raise ValueError(f"x must be (batch, time ≥ 1, {self.d_in}), not {tuple(x.shape)}; "
-                             f"this layer was made with d_in {self.d_in}")
         B, T, _ = x.shape
         if mask is not None:
             check_mask(mask, (B, T))
-        shape = (self.n_states, B, self.d_hidden)
         if state is None:
-            state = x.new_zeros(shape)                                  # (S, B, H)
-        elif state.shape != shape:
-            raise ValueError(f"state must be (states, batch, hidden) = {shape}, not "
-                             f"{tuple(state.shape)}")
+            state = x.new_zeros(self.n_states, B, self.d_hidden)
         now, states = tuple(state), []                                  # S times (B, H)
         for t, projected in enumerate((x @ self.W.T + self.b).unbind(1)):       # T times (B, n·H)
             new = self.step(projected, *now)
@@ -103,21 +73,20 @@ class RNN(Recurrence):
     n_gates, n_states = 1, 1
 
     def step(self, projected: Tensor, h: Tensor) -> tuple[Tensor]:
-        return (rnn_step(projected, h, self.U),)
+        return (torch.tanh(torch.addmm(projected, h, self.U.T)),)       # projected + h Uᵀ
 
 
 class LSTM(Recurrence):
     """Long short-term memory: a gate decides how much of the memory c to keep at each step.
 
-    The bias of the forget gate starts at 1. With 0, f would be near 1/2 and the memory would halve
-    at every step (Gers et al. 2000; Jozefowicz et al. 2015). `clamp` {unit: value} overwrites c of
-    these units before every step (lesson 11).
+    `clamp` {unit: value} overwrites c of these units before every step (lesson 11).
     """
 
     n_gates, n_states = 4, 2
 
     def __init__(self, d_in: int, d_hidden: int, generator: torch.Generator | None = None):
         super().__init__(d_in, d_hidden, generator)
+        # With bias 0, f would be near 1/2, and the memory would halve at every step.
         nn.init.ones_(self.forget_bias)
         self.clamp: dict[int, float] = {}
 
@@ -127,25 +96,25 @@ class LSTM(Recurrence):
         return self.b.detach()[self.d_hidden:2 * self.d_hidden]
 
     def step(self, projected: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        if self.clamp:
-            c = c.clone()
-            for unit, value in self.clamp.items():
-                c[:, unit] = value
-        return lstm_step(projected, h, c, self.U)
+        """hₜ and cₜ (B, H) from W xₜ + b (B, 4H), hₜ₋₁ and cₜ₋₁ (B, H)."""
+        c = c.clone() if self.clamp else c
+        for unit, value in self.clamp.items():
+            c[:, unit] = value
+        i, f, g, o = torch.addmm(projected, h, self.U.T).chunk(4, dim=-1)       # 4 times (B, H)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
 
 
 class BiLSTM(nn.Module):
     """Two LSTMs, one for each reading direction: x (B, T, D) -> [→h ; ←h] (B, T, 2H).
 
-    →hₜ depends on x₁..xₜ and ←hₜ on xₜ..x_T, so together they depend on the whole sentence. They
-    can encode a sentence but not predict its next word, because ←h has read it. Where `mask` (B, T)
-    is False there is padding, and the backward reading starts at the last real token.
+    They can encode a sentence but not predict its next word, because ←hₜ has read it. Where `mask`
+    (B, T) is False there is padding, and the backward reading starts at the last real token.
     """
 
     def __init__(self, d_in: int, d_hidden: int, generator: torch.Generator | None = None):
         super().__init__()
-        self.rightwards = LSTM(d_in, d_hidden, generator)
-        self.leftwards = LSTM(d_in, d_hidden, generator)
+        self.rightwards, self.leftwards = (LSTM(d_in, d_hidden, generator) for _ in range(2))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         mask_back = None if mask is None else mask.flip(1)
@@ -157,8 +126,7 @@ class BiLSTM(nn.Module):
 class RecurrentCache:
     """The last state (S, B, H) of one layer, to go on from; None before the first token."""
 
-    def __init__(self):
-        self.state: Tensor | None = None
+    state: Tensor | None = None
 
     def select(self, rows: Tensor) -> None:
         """Keeps these rows of the batch, in this order, repeats allowed; for beam search."""
@@ -166,19 +134,12 @@ class RecurrentCache:
 
 
 class RecurrentLM(nn.Module):
-    """A language model: tokens (B, T) -> logits (B, T, V).
-
-    logits[:, t] scores token t + 1 given tokens 0 to t. `cell` is LSTM or RNN. Layers are stacked:
-    each reads the h of the layer below. `generator` fixes the initial weights; without it they come
-    from torch's global generator.
-    """
+    """tokens (B, T) -> logits (B, T, V), from layers that each read the h of the layer below."""
 
     context_length = sys.maxsize        # the state has a fixed size, so a text may have any length
 
-    def __init__(
-        self, vocab_size: int, d_embedding: int, d_hidden: int, n_layers: int = 1,
-        cell: type[Recurrence] = LSTM, generator: torch.Generator | None = None,
-    ):
+    def __init__(self, vocab_size: int, d_embedding: int, d_hidden: int, n_layers: int = 1,
+                 cell: type[Recurrence] = LSTM, generator: torch.Generator | None = None):
         super().__init__()
         check_sizes(vocab_size=vocab_size, d_embedding=d_embedding, n_layers=n_layers)
         self.token_embedding = TokenEmbedding(vocab_size, d_embedding)
@@ -191,17 +152,11 @@ class RecurrentLM(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def new_cache(self) -> list[RecurrentCache]:
-        """An empty cache with one entry for each layer.
-
-        Give it to each call of `forward`, with only the tokens that came after the last call.
-        """
+        """An empty cache for `forward`, which then takes only the tokens after the last call's."""
         return [RecurrentCache() for _ in self.layers]
 
     def states(self, tokens: Tensor, cache: list[RecurrentCache] | None = None) -> list[Tensor]:
-        """The states of every layer at every time: (B, T) -> n_layers times (S, B, T, H).
-
-        In an LSTM, `h, c = model.states(tokens)[-1]` are those of the last layer.
-        """
+        """The states of every layer at every time: (B, T) -> n_layers times (S, B, T, H)."""
         x, states = self.token_embedding(tokens), []                    # (B, T, D)
         for i, layer in enumerate(self.layers):
             states.append(layer(x, cache[i].state if cache else None))

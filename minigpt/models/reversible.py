@@ -3,20 +3,18 @@
     y₁ = x₁ + F(x₂)            y₂ = x₂ + G(y₁)                  forward
     x₂ = y₂ − G(y₁)            x₁ = y₁ − F(x₂)                  inverse
 
-A block of GPT computes x + attention and then x + feed-forward. Here there are two streams x₁ and
-x₂, F is the attention and G is the feed-forward network. The backward pass starts from the outputs
-of the last layer and computes one layer's inputs and gradients at a time:
+There are two streams x₁ and x₂, F is the attention and G is the feed-forward network of a block of
+GPT. The backward pass starts from the outputs of the last layer and computes one layer's inputs and
+gradients at a time:
 
     ∂L/∂y₁ ← ∂L/∂y₁ + ∂L/∂y₂ · ∂G/∂y₁,  then  ∂L/∂x₁ = ∂L/∂y₁,  ∂L/∂x₂ = ∂L/∂y₂ + ∂L/∂y₁ · ∂F/∂x₂
 
 The memory does not grow with the number of layers. In return F and G are computed twice, and the
 recomputed inputs carry rounding errors.
 
-Source: Gomez et al. 2017, §3.1 and algorithm 1; for transformers Kitaev, Kaiser and Levskaya 2020
-(Reformer), §3.
+Source: Gomez et al. 2017, §3.1 and algorithm 1; Kitaev, Kaiser and Levskaya 2020 (Reformer), §3.
 Deviation: the two streams end in their mean, where Reformer concatenates them.
-Not here: dropout, because F and G must return the same when they are computed again; a cache for
-generation; Reformer's feed-forward network that reads a few tokens at a time.
+Not here: dropout, because F and G must return the same when they are computed again.
 
 Shapes: B batch, T time, C = d_model.
 """
@@ -38,13 +36,9 @@ def run(pairs: list[tuple[Function, Function]], x1: Tensor, x2: Tensor) -> tuple
     return x1, x2
 
 
-def value_and_gradients(
-    function: Function, x: Tensor, upstream: Tensor, parameters: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """function(x), upstream · ∂function/∂x, and upstream · ∂function/∂p for each parameter p.
-
-    The gradient of a parameter that the function does not use is None.
-    """
+def value_and_gradients(function: Function, x: Tensor, upstream: Tensor,
+                        parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """function(x), and upstream · its derivatives by x and by each parameter, None if unused."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = function(x)
@@ -52,20 +46,12 @@ def value_and_gradients(
     return value.detach(), dx, dp
 
 
-def add(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    """The sum of two gradients, where None is 0."""
-    if total is None or gradient is None:
-        return gradient if total is None else total
-    return total + gradient
-
-
 class ReversibleLayers(torch.autograd.Function):
     """`run` without a graph. Its backward pass builds the graph of one layer at a time."""
 
     @staticmethod
-    def forward(
-        ctx, x1: Tensor, x2: Tensor, pairs: list[tuple[Function, Function]], *parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx, x1: Tensor, x2: Tensor, pairs: list[tuple[Function, Function]],
+                *parameters: Tensor) -> tuple[Tensor, Tensor]:
         y1, y2 = run(pairs, x1, x2)                         # autograd records nothing in here
         ctx.pairs, ctx.parameters = pairs, parameters
         ctx.save_for_backward(y1, y2)
@@ -74,28 +60,24 @@ class ReversibleLayers(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d1: Tensor, d2: Tensor) -> tuple[Tensor | None, ...]:
         y1, y2 = ctx.saved_tensors
-        gradients = [None] * len(ctx.parameters)
+        gradients = {}
         for f, g in reversed(ctx.pairs):
             # y₂ = x₂ + G(y₁) gives x₂, and y₁'s second gradient.
             value, dy1, from_g = value_and_gradients(g, y1, d2, ctx.parameters)
-            x2, d1 = y2 - value, d1 + dy1
+            y2, d1 = y2 - value, d1 + dy1                   # y2 now holds x₂
             # y₁ = x₁ + F(x₂) gives x₁, and x₂'s second gradient.
-            value, dx2, from_f = value_and_gradients(f, x2, d1, ctx.parameters)
-            x1, d2 = y1 - value, d2 + dx2
-            gradients = [add(add(p, a), b) for p, a, b in zip(gradients, from_g, from_f)]
-            y1, y2 = x1, x2                                 # the outputs of the layer below
-        return d1, d2, None, *gradients
+            value, dx2, from_f = value_and_gradients(f, y2, d1, ctx.parameters)
+            y1, d2 = y1 - value, d2 + dx2                   # y1 now holds x₁
+            for p, gradient in zip(ctx.parameters * 2, from_g + from_f):
+                if gradient is not None:
+                    gradients[p] = gradients[p] + gradient if p in gradients else gradient
+        return d1, d2, None, *(gradients.get(p) for p in ctx.parameters)
 
 
 def attention_and_feed_forward(block: nn.Module, options: dict) -> tuple[Function, Function]:
     """F and G of a block of GPT. `options` are those of its attention: rotary, mask."""
-    def attention(x: Tensor) -> Tensor:
-        return block.attention(block.norm1(x), causal=True, **options)
-
-    def feed_forward(x: Tensor) -> Tensor:
-        return block.feed_forward(block.norm2(x))
-
-    return attention, feed_forward
+    return (lambda x: block.attention(block.norm1(x), causal=True, **options),
+            lambda x: block.feed_forward(block.norm2(x)))
 
 
 class Reversible(nn.Module):
@@ -114,8 +96,7 @@ class Reversible(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None, **options) -> Tensor:
         if cache is not None:
-            raise ValueError("reversible layers are for training and keep no cache; call them "
-                             "with cache=None")
+            raise ValueError("reversible layers keep no cache; call them with cache=None")
         pairs = [attention_and_feed_forward(block, options) for block in self.blocks]
         if self.store:
             y1, y2 = run(pairs, x, x)

@@ -11,10 +11,9 @@ Without attention, cₜ = [→h_S ; ←h₁] at every t: one vector has to hold 
 
 Source: course C, "RNNs: a Machine Translation example" and "Attention Modules"; Bahdanau et al.
 2015, §3, eq. 4–6; without attention, Cho et al. 2014, §2.2.
-Deviations: LSTMs replace the paper's gated units. One tanh layer that reads sₜ and cₜ replaces the
-maxout layer that reads sₜ₋₁, yₜ₋₁ and cₜ (§A.2.2). The paper computes s₀ from ←h₁ alone; here it
-comes from both ends, so that the models with and without attention differ in cₜ only.
-Not here: several layers, dropout.
+Deviations: LSTMs replace the paper's gated units, and one tanh layer replaces its maxout layer. The
+paper computes s₀ from ←h₁ alone; here it comes from both ends, so that the models with and without
+attention differ in cₜ only. Not here: several layers, dropout.
 
 Shapes: B batch, S source words, T target words, E embedding, H hidden units, V target vocabulary.
 """
@@ -32,10 +31,7 @@ from minigpt.models.recurrent import LSTM, BiLSTM
 
 @dataclass(frozen=True)
 class Seq2SeqConfig:
-    """The sizes of the model. Encoder (per direction), decoder and attention have `d_hidden` units.
-
-    With `attention` False, the context is the same vector at every step.
-    """
+    """The sizes; encoder (per direction), decoder and attention have `d_hidden` units."""
 
     source_vocab_size: int
     target_vocab_size: int
@@ -49,10 +45,7 @@ class Seq2SeqConfig:
 
 @dataclass
 class DecoderState:
-    """The encoded sentences and the decoder's state after the words so far.
-
-    It is also the decoder's cache for `generate` and `beam_search`.
-    """
+    """The encoded sentences and the decoder's state so far; the cache of generation."""
 
     annotations: Tensor             # (B, S, 2H) hᵢ
     projected: Tensor | None        # (B, S, H)  hᵢ's part of W_a [s ; hᵢ]; None without attention
@@ -69,11 +62,9 @@ class DecoderState:
 
 
 class Seq2Seq(nn.Module):
-    """source (B, S), lengths (B,), target (B, T) -> logits (B, T, V).
+    """source (B, S), lengths (B,), target (B, T) -> logits (B, T, V): [:, t] scores word t + 1.
 
-    logits[:, t] scores target word t + 1 given words 0 to t and the source. Source rows are padded
-    on the right with any id, and a padded row gives the same logits as the row alone. `generator`
-    fixes the initial weights; without it they come from torch's global generator.
+    Source rows are padded on the right with any id; a padded row gives the logits of the row alone.
     """
 
     def __init__(self, config: Seq2SeqConfig, generator: torch.Generator | None = None):
@@ -87,8 +78,7 @@ class Seq2Seq(nn.Module):
         self.decoder = LSTM(E + 2 * H, H, generator)
         self.attention = AdditiveAttention(H, 2 * H, H, generator) if config.attention else None
         self.hidden = nn.Linear(3 * H, H)                               # [W_s W_c]
-        # W_o. It holds a vector for each word, and its name tells the optimizer that, like the
-        # input embeddings, it is an embedding.
+        # W_o. Its name tells the optimizer that it holds a vector for each word, as embeddings do.
         self.out_embedding = nn.Linear(H, config.target_vocab_size)
         for embedding in (self.source_embedding, self.target_embedding):
             nn.init.normal_(embedding.weight, generator=generator)
@@ -99,9 +89,6 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source: Tensor, lengths: Tensor) -> DecoderState:
         """Reads source (B, S), whose row b holds lengths[b] words and then padding."""
-        if source.dim() != 2 or len(source) == 0:
-            raise ValueError("source is (batch, words) with at least one row, not "
-                             f"{tuple(source.shape)}")
         B, S = source.shape
         if lengths.shape != (B,) or not ((lengths >= 1) & (lengths <= S)).all():
             raise ValueError(f"lengths must be {B} numbers from 1 to {S}, the width of the batch, "
@@ -116,27 +103,22 @@ class Seq2Seq(nn.Module):
         return DecoderState(annotations, projected, mask, summary, h, torch.zeros_like(h))
 
     def decode(self, target: Tensor, state: DecoderState) -> tuple[Tensor, Tensor | None]:
-        """Reads target words (B, T) from `state` on, and updates `state`.
+        """Reads target words (B, T), all at once or one in each call, and updates `state`.
 
-        Returns logits (B, T, V), and the weights α (B, T, S), or None without attention. In
-        training the whole translation is given (teacher forcing); in generation the words come one
-        call at a time. Both give the same logits.
+        Returns logits (B, T, V), and the weights α (B, T, S), or None without attention.
         """
         B = len(state.h)
         if target.dim() != 2 or len(target) != B or target.size(1) == 0:
             raise ValueError(f"target is ({B}, words), a row for each source, with at least one "
                              f"word, the start symbol; not {tuple(target.shape)}")
         y = self.target_embedding(target)                                       # (B, T, E)
-        sizes = [y.size(-1), state.summary.size(-1)]
-        W_y, W_c = self.decoder.W.split(sizes, dim=1)                           # (4H, E), (4H, 2H)
-        states, weights = [], []
+        W_y, W_c = self.decoder.W.tensor_split([y.size(-1)], dim=1)             # (4H, E), (4H, 2H)
+        context, states, weights = state.summary, [], []                        # context (B, 2H)
         for projected in (y @ W_y.T + self.decoder.b).unbind(1):                # T times (B, 4H)
-            context = state.summary
             if self.attention:
-                context, weight = self.attention(
-                    state.h[:, None], state.annotations, state.mask, state.projected
-                )                                                       # (B, 1, 2H), (B, 1, S)
-                context = context[:, 0]                                         # (B, 2H)
+                c, weight = self.attention(state.h[:, None], state.annotations, state.mask,
+                                           state.projected)             # (B, 1, 2H), (B, 1, S)
+                context = c[:, 0]                                               # (B, 2H)
                 weights.append(weight)
             projected = projected + context @ W_c.T
             state.h, state.c = self.decoder.step(projected, state.h, state.c)
@@ -153,10 +135,7 @@ class Seq2Seq(nn.Module):
 
 
 class Decoder:
-    """P(translation | source) as a language model: tokens (B, T) -> logits (B, T, V).
-
-    Row b scores translations of source b.
-    """
+    """P(translation | source) as a language model: tokens (B, T) -> logits (B, T, V)."""
 
     context_length = sys.maxsize        # the state has a fixed size, so there is no limit
 

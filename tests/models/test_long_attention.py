@@ -185,8 +185,6 @@ def test_layers_refuse_what_they_cannot_do(layer):
     for options in ({"causal": False}, {"mask": torch.ones(B, 1, dtype=torch.bool)}):
         with pytest.raises(ValueError, match="causal, keeps no cache and knows no padding"):
             layer(x, **options)
-    with pytest.raises(ValueError, match=r"time ≥ 1, d_model\), not \(2, 0, 12\)"):
-        layer(x[:, :0])
 
 
 def test_sizes_are_refused():
@@ -285,7 +283,7 @@ def test_a_cache_is_refused_and_generate_works_without():
     model, token = make_long_gpt(GPTConfig(V, 24, 2, 2, 8), "LM"), torch.zeros(1, 2).long()
     with pytest.raises(ValueError, match="no cache"):
         model(token, model.new_cache())
-    with pytest.raises(ValueError, match="no padding on the left"):
+    with pytest.raises(ValueError, match="no padding"):
         model(token, mask=torch.tensor([[False, True]]))
     assert generate(model, token, 3, use_cache=False).shape == (1, 5)
 
@@ -299,13 +297,3 @@ def test_score_entries_counts_what_is_computed():
     assert score_entries("M", n) == (q @ slots).numel()
     assert score_entries("L", n, block) == n * block and score_entries("L", n, 99) == n * n
     assert score_entries("LMF", n, block) == n * (block + 7 + n)
-
-
-def test_score_entries_refuses_what_it_cannot_count():
-    assert score_entries("LM", 1, 1) == 2
-    with pytest.raises(ValueError, match="letters of F, L and M, not 'FH'"):
-        score_entries("FH", 20)
-    with pytest.raises(ValueError, match="n must be a whole number of at least 1, not 0"):
-        score_entries("F", 0)
-    with pytest.raises(ValueError, match="block must be a whole number of at least 1, not 0"):
-        score_entries("L", 20, 0)

@@ -164,10 +164,8 @@ def test_smoothing_is_refused():
 def test_more_n_grams_than_int64_can_number_are_refused():
     for order, vocab_size in ((6, 1000), (63, 2)):              # 1000^6 < 2^63 < 1000^7
         NGram(order, vocab_size)
-        with pytest.raises(ValueError, match=f"take order {order} or less"):
+        with pytest.raises(ValueError, match=f"cannot number {vocab_size}\\^{order + 1} n-grams"):
             NGram(order + 1, vocab_size)
-    with pytest.raises(ValueError, match="has 1000\\^200 n-grams"):
-        NGram(200, 1000)
 
 
 def test_texts_to_count_are_refused():
@@ -180,7 +178,7 @@ def test_texts_to_count_are_refused():
     for bad in (-1, 5):
         with pytest.raises(ValueError, match=f"id {bad} is outside a vocabulary of 5"):
             model.fit(torch.tensor([0, bad, 1]))
-    with pytest.raises(ValueError, match="which are integers"):
+    with pytest.raises(ValueError, match="give an integer tensor"):
         model.fit(torch.tensor([0.0, 1.0, 2.0]))
 
 
@@ -195,6 +193,3 @@ def test_inputs_are_refused():
     for bad in (-1, 5):
         with pytest.raises(ValueError, match=f"id {bad} is outside a vocabulary of 5"):
             model(torch.tensor([[0, bad]]))
-    for shape in ((3,), (2, 0)):
-        with pytest.raises(ValueError, match="at least one token"):
-            model(torch.zeros(shape, dtype=torch.long))

@@ -334,13 +334,6 @@ def test_lengths_are_refused(lengths, batch):
         build(True).encode(batch[0], torch.tensor(lengths))
 
 
-@pytest.mark.parametrize("shape", [(0, 7), (7,)])
-def test_sources_are_refused(shape):
-    source, lengths = torch.zeros(shape, dtype=torch.long), torch.ones(shape[0], dtype=torch.long)
-    with pytest.raises(ValueError, match="with at least one row"):
-        build(True).encode(source, lengths)
-
-
 @pytest.mark.parametrize("shape", [(B, 0), (B - 1, T), (1, T), (B,)])
 def test_targets_are_refused(shape, batch):
     model = build(True)
