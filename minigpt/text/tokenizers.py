@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from minigpt.files import read_json, write_json
+from minigpt.files import read_json, read_text, write_json
 from minigpt.text.byte_pairs import Pair, apply_merges, learn_merges, merge_steps
 from minigpt.text.pretokenize import byte_characters, split_into_words
 
@@ -82,6 +82,14 @@ class Tokenizer:
         """Writes JSON, whole or not at all, which `load_tokenizer` reads back exactly."""
         write_json(path, {"kind": type(self).__name__} | self._content())
 
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer that `save` wrote; ValueError if it is of another kind."""
+        tokenizer = load_tokenizer(path)
+        if not isinstance(tokenizer, cls):
+            raise ValueError(f"{path} holds a {type(tokenizer).__name__}, not a {cls.__name__}")
+        return tokenizer
+
 
 class CharTokenizer(Tokenizer):
     """One id for each distinct character, in the order of their code points; then special tokens.
@@ -132,7 +140,7 @@ class WordTokenizer(Tokenizer):
 
     def __init__(self, vocabulary: Sequence[str], special_tokens: Sequence[str] = (),
                  keep_spaces: bool = False):
-        """`vocabulary` has all tokens, in the order of the ids; `special_tokens` are some of it."""
+        """`vocabulary` has all tokens in the order of their ids, `special_tokens` some of them."""
         ids = number_names(vocabulary, "vocabulary")
         number_names(special_tokens, "special_tokens")
         if missing := [name for name in special_tokens if name not in ids]:
@@ -148,8 +156,9 @@ class WordTokenizer(Tokenizer):
     def train(cls, text: str | Sequence[str], special_tokens: Sequence[str] = (),
               keep_spaces: bool = False) -> "WordTokenizer":
         words = cls([], keep_spaces=keep_spaces)._split(text) if isinstance(text, str) else text
+        words = sorted(set(words))
         check_trainable("".join(words))
-        return cls([*special_tokens, *sorted(set(words))], special_tokens, keep_spaces)
+        return cls([*special_tokens, *words], special_tokens, keep_spaces)
 
     def encode(self, text: str | Sequence[str]) -> list[int]:
         words = self._split(text) if isinstance(text, str) else text
@@ -176,14 +185,13 @@ class WordTokenizer(Tokenizer):
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-pair encoding: the 256 bytes, then the merges in the order learned, then special tokens.
+    """Byte-pair encoding. Ids are the 256 bytes, then the merges as learned, then special tokens.
 
     >>> tokenizer = BPETokenizer.train("low lower lowest, slow slower slowest", vocab_size=258)
     >>> tokenizer.merges, tokenizer.vocabulary[256:]
     ([(108, 111), (256, 119)], [b'lo', b'low'])
     >>> tokenizer.encode("low ñ"), tokenizer.decode([257, 32, 195, 177])
     ([257, 32, 195, 177], 'low ñ')
-
     >>> tokenizer.decode([257, 195])            # "�" for bytes that are no UTF-8
     'low�'
     """
@@ -222,6 +230,28 @@ class BPETokenizer(Tokenizer):
                 f"{smallest + len(merges)}: 256 bytes, {smallest - 256} special tokens and "
                 f"{len(merges)} merges")
         return cls(merges, special_tokens)
+
+    @classmethod
+    def from_gpt2(cls, encoder_json: str | Path, vocab_bpe: str | Path) -> "BPETokenizer":
+        """GPT-2's tokenizer, id for id, from its two published files: names of ids, and merges.
+
+        Names are written in `byte_characters`. The id of a single byte is not its value: "!" is 0.
+        """
+        ids, lines = read_json(encoder_json), read_text(vocab_bpe).split("\n")
+        try:
+            names = sorted(ids, key=ids.get)
+            pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+            merges = [(ids[left], ids[right]) for left, right in pairs]
+            byte_order = [byte_characters().index(name) for name in names[:256]]
+            tokenizer = cls(merges, names[256 + len(merges):], byte_order)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{encoder_json} and {vocab_bpe} are not the two files of GPT-2's "
+                             f"tokenizer ({textwrap.shorten(str(error), 200)})") from None
+        written = ["".join(tokenizer._printable([i])) for i in range(256 + len(merges))]
+        if [ids.get(name) for name in written] != list(range(len(written))):
+            raise ValueError(f"the merges of {vocab_bpe} do not lead to the ids of {encoder_json}; "
+                             "the two files must be of the same model")
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         text.encode("utf-8")                    # ValueError for half of a surrogate pair

@@ -226,12 +226,9 @@ def test_a_file_that_is_not_there(tmp_path):
 @pytest.fixture(scope="module")
 def gpt2(shared_file):
     """GPT-2's tokenizer from its two published files: the ids of names, and the merges in order."""
-    ids = json.loads(shared_file("gpt2/encoder.json").read_text(encoding="utf-8"))
-    lines = shared_file("gpt2/vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]
-    names = sorted(ids, key=ids.get)
-    tokenizer = BPETokenizer([[ids[name] for name in line.split(" ")] for line in lines],
-                             names[256 + len(lines):],
-                             [byte_characters().index(name) for name in names[:256]])
+    files = shared_file("gpt2/encoder.json"), shared_file("gpt2/vocab.bpe")
+    tokenizer = BPETokenizer.from_gpt2(*files)
+    ids = json.loads(files[0].read_text(encoding="utf-8"))
     written = ["".join(byte_characters()[b] for b in token) for token in tokenizer.vocabulary]
     assert {name: i for i, name in enumerate(written)} == ids
     return tokenizer
@@ -291,3 +288,33 @@ def test_gpt2_comes_back_from_our_own_file(gpt2, tmp_path):
     assert loaded.vocabulary == gpt2.vocabulary and loaded.merges == gpt2.merges
     assert loaded.special_tokens == gpt2.special_tokens
     assert loaded.encode(TEXT + UNICODE) == gpt2.encode(TEXT + UNICODE)
+
+
+def small_gpt2(folder, ids, lines):
+    paths = folder / "encoder.json", folder / "vocab.bpe"
+    paths[0].write_text(json.dumps(ids), encoding="utf-8")
+    paths[1].write_text("#version: 0.2\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return paths
+
+
+def test_files_of_gpt2s_form_are_read_and_others_are_refused(tmp_path):
+    names = [*sorted(byte_characters()), "lo", "Ġlo", "<|endoftext|>"]
+    ids, lines = {name: i for i, name in enumerate(names)}, ["l o", "Ġ lo"]
+    tokenizer = BPETokenizer.from_gpt2(*small_gpt2(tmp_path, ids, lines))
+    assert tokenizer.encode("o lo") == [ids["o"], ids["Ġlo"]]
+    assert tokenizer.special_tokens == {"<|endoftext|>": 258}
+    wrong = [(ids, ["l o", "Ġ x lo"]), (ids, ["l o", "Ġ no"]), (ids, ["Ġ lo", "l o"]),
+             (ids, ["l o", "l o"]), (ids | {"lo": 257, "Ġlo": 256}, lines),
+             (ids | {"lo": "256"}, lines), ({"a": 0, "b": 1}, []), (ids, ["l o", "o l"]),
+             ({name: i for name, i in ids.items() if name != "a"}, lines)]
+    for ids, lines in wrong:
+        with pytest.raises(ValueError, match="GPT-2's tokenizer|same model") as error:
+            BPETokenizer.from_gpt2(*small_gpt2(tmp_path, ids, lines))
+        assert "\n" not in str(error.value)
+
+
+def test_load_refuses_another_kind(tmp_path):
+    CharTokenizer.train("abc").save(tmp_path / "t.json")
+    assert CharTokenizer.load(tmp_path / "t.json").encode("cab") == [2, 0, 1]
+    with pytest.raises(ValueError, match="holds a CharTokenizer, not a BPETokenizer"):
+        BPETokenizer.load(tmp_path / "t.json")
