@@ -55,16 +55,16 @@ def compressed_attention(q: Tensor, k: Tensor, v: Tensor, fused: bool = True) ->
 
 
 class LongAttention(MultiHeadAttention):
-    """The part that the layers below share. `attend_heads` is x (B, T, C) -> (B, H, T, D), and
-    `options` are `bias` and `qk_norm`, as in MultiHeadAttention.
-    """
+    """The part that the layers below share. Their `options` are MultiHeadAttention's."""
 
     def forward(self, x: Tensor, causal: bool = True, rotary: Rotary | None = None,
                 cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
         if cache is not None or mask is not None or not causal:
             raise ValueError("this layer is causal, keeps no cache and knows no padding: call it "
                              "with causal=True, cache=None and mask=None")
-        y = self.attend_heads(x, rotary)                                # (B, H, T, D)
+        q = self.query_norm(self.split_heads(self.query(x)))            # (B, H, T, D)
+        q = q if rotary is None else rotate(q, *rotary)
+        y = self.attend_heads(q, x, rotary)                             # (B, H, T, D)
         return self.out(y.transpose(1, 2).flatten(2))                   # (B, T, C)
 
 
@@ -76,11 +76,9 @@ class LocalAttention(LongAttention):
         super().__init__(d_model, n_heads, **options)
         self.block = block
 
-    def attend_heads(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        q = self.query_norm(self.split_heads(self.query(x)))            # (B, H, T, D)
-        k = self.key_norm(self.split_heads(self.key(x)))
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+    def attend_heads(self, q: Tensor, x: Tensor, rotary: Rotary | None) -> Tensor:
+        k = self.key_norm(self.split_heads(self.key(x)))                # (B, H, T, D)
+        k = k if rotary is None else rotate(k, *rotary)
         return local_attention(q, k, self.split_heads(self.value(x)), self.block)
 
 
@@ -99,13 +97,11 @@ class CompressedAttention(LongAttention):
         """(B, S, C) -> (B, ⌈S/3⌉, C). The two zeros in front make slot j end with input 3j."""
         return convolution(F.pad(x.mT, (STRIDE - 1, 0))).mT
 
-    def attend_heads(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        q = self.query_norm(self.split_heads(self.query(x)))            # (B, H, T, D)
+    def attend_heads(self, q: Tensor, x: Tensor, rotary: Rotary | None) -> Tensor:
         k = self.split_heads(self.compress(self.key(x), self.compress_key))     # (B, H, ⌈T/3⌉, D)
         v = self.split_heads(self.compress(self.value(x), self.compress_value))
         k = self.key_norm(k)
         if rotary is not None:
-            q = rotate(q, *rotary)
             k = rotate(k, *(table[::STRIDE] for table in rotary))       # the position of input 3j
         return compressed_attention(q, k, v)
 
@@ -124,10 +120,8 @@ class LSHAttention(LongAttention):
         rotations = random_rotations(n_rounds, d_model // n_heads, n_buckets, generator)
         self.register_buffer("rotations", rotations)                    # (R, D, n_buckets/2)
 
-    def attend_heads(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        q = self.query_norm(self.split_heads(self.query(x)))            # (B, H, T, D)
-        v = self.split_heads(self.value(x))
-        q = q if rotary is None else rotate(q, *rotary)
+    def attend_heads(self, q: Tensor, x: Tensor, rotary: Rotary | None) -> Tensor:
+        v = self.split_heads(self.value(x))                             # (B, H, T, D)
         if self.full:
             return shared_attention(q, v)
         return lsh_attention(q, v, lsh_buckets(q.detach(), self.rotations), self.chunk)
@@ -144,8 +138,7 @@ def make_long_gpt(config: GPTConfig, layers: str, block: int = 256, n_buckets: i
     if len(layers) != config.n_layers or set(layers) - set("FLMH"):
         raise ValueError(f"layers is one letter of F, L, M, H for each of {config.n_layers} "
                          f"layers, not {layers!r}")
-    model = GPT(config)
-    sizes = (config.d_model, config.n_heads)
+    model, sizes = GPT(config), (config.d_model, config.n_heads)
     options = {"bias": config.bias, "qk_norm": config.qk_norm}
     for letter, gpt_block in zip(layers, model.blocks):
         if letter == "L":

@@ -18,8 +18,7 @@ rounds together count it once.
 The values that are averaged come from the past only. But the places where chunks are cut depend on
 all tokens, so a later token can decide whether two earlier ones meet; this holds for Reformer too.
 
-Source: course B, "Reformer"; Kitaev, Kaiser and Levskaya 2020 (Reformer), §2 and appendix A; the
-hash is that of Andoni et al. 2015.
+Source: course B, "Reformer"; Kitaev et al. 2020 (Reformer), §2 and appendix A; Andoni et al. 2015.
 Deviations: the directions are drawn once, and all heads share them, so a layer that is computed
 twice gives the same result. Not here: Reformer's hash in two parts, for very many buckets.
 
@@ -36,10 +35,9 @@ SELF_SCORE = -1e5           # a token's score with itself: it counts only if it 
 
 
 def shared_attention(q: Tensor, v: Tensor) -> Tensor:
-    """Full causal attention with keys k = q/‖q‖, which LSH attention approximates.
+    """Full causal attention with keys k = q/‖q‖: (B, H, T, D) twice -> (B, H, T, D).
 
-    (B, H, T, D) twice -> (B, H, T, D). A query is always most like its own key, so a token attends
-    to itself only if there is no other (Reformer, §2).
+    A query is most like its own key, so a token attends to itself only if there is no other (§2).
     """
     mask = causal_mask(q.size(2)).tril(-1)                              # (T, T) the strict past
     mask[:1, :1] = True                                                 # the first token is alone
@@ -68,7 +66,7 @@ def in_chunks(x: Tensor, order: Tensor, chunk: int) -> Tensor:
 
 
 def with_previous(x: Tensor, fill: float = 0) -> Tensor:
-    """The chunk before (`fill` at first) and each: (B, H, R, N, m, …) -> (B, H, R, N, 2m, …)."""
+    """Puts the chunk before, or `fill`, in front of each: (…, N, m, …) -> (…, N, 2m, …)."""
     previous = torch.cat([torch.full_like(x[:, :, :, :1], fill), x[:, :, :, :-1]], dim=3)
     return torch.cat([previous, x], dim=4)
 
@@ -76,9 +74,9 @@ def with_previous(x: Tensor, fill: float = 0) -> Tensor:
 def count_meetings(numbers: Tensor, query_at: Tensor, key_at: Tensor) -> tuple[Tensor, Tensor]:
     """In how many rounds each query meets each key, and whether it does in the pair's own round.
 
-    Both results are (B, H, R, N, m, 2m), for the queries at positions `query_at` (…, m, 1) and the
-    keys at positions `key_at` (…, 1, 2m). `numbers` (B, H, R, T) is one number for the bucket and
-    the chunk of a token. Two tokens meet if they have the same number, or the query the next one.
+    Both are (B, H, R, N, m, 2m), for queries at positions (…, m, 1) and keys at (…, 1, 2m).
+    `numbers` (B, H, R, T) is one number for the bucket and the chunk of a token. Two tokens meet if
+    they have the same number, or if the query has the next one.
     """
     shape, last = torch.broadcast_shapes(query_at.shape, key_at.shape), numbers.size(-1) - 1
     times = torch.zeros(shape, dtype=torch.int32, device=numbers.device)

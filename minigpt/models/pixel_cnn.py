@@ -53,7 +53,7 @@ class MaskedConvolution(nn.Conv2d):
 
 
 class NeighbourRegression(nn.Module):
-    """The second baseline, a logistic regression: a convolution with mask A, a bias per place."""
+    """The second baseline, logistic regression: a mask-A convolution and a bias for each place."""
 
     def __init__(self, levels: int, rows: int, columns: int, kernel_size: int = 7,
                  generator: torch.Generator | None = None):

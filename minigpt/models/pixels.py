@@ -30,7 +30,7 @@ def check_levels(levels: int) -> None:
 
 
 def at_place(values: Tensor, images: Tensor) -> Tensor:
-    """The first Y rows of values (..., rows, X), for images (B, Y, X, …) that are not complete."""
+    """The first Y rows of values (..., rows, X), for images (B, Y, X, …) of which Y are drawn."""
     rows, columns = values.shape[-2:]
     if images.size(1) > rows or images.size(2) != columns:
         raise ValueError(f"this model was made for images of {rows} × {columns} (or their first "
@@ -41,12 +41,7 @@ def at_place(values: Tensor, images: Tensor) -> Tensor:
 class IndependentPixels(nn.Module):
     """p(x) = Πᵢ p(xᵢ): the baseline that counts levels at each place and ignores other pixels.
 
-    One is added to each count, so that a level that was never seen at a place has a probability.
-
-    >>> model = IndependentPixels(torch.tensor([[[0, 1]], [[0, 0]]]), levels=2)     # two images
-    >>> model(torch.tensor([[[1, 1]]])).exp()       # (2+1)/(2+2), (0+1)/(2+2); (1+1)/(2+2) twice
-    tensor([[[[0.7500, 0.2500],
-              [0.5000, 0.5000]]]])
+    One is added to each count, so that no level has probability 0.
     """
 
     def __init__(self, images: Tensor, levels: int):

@@ -43,20 +43,19 @@ class Recurrence(nn.Module):
         self.b = nn.Parameter(torch.zeros(self.n_gates * d_hidden))             # (n·H,)
         # With std 1/√D, the entries of W x have the variance of those of x.
         nn.init.normal_(self.W, std=1 / math.sqrt(d_in), generator=generator)
-        for gate in self.U.detach().chunk(self.n_gates):    # orthogonal: U h is as long as h
+        for gate in self.U.detach().chunk(self.n_gates):    # orthogonal (Saxe et al. 2014)
             nn.init.orthogonal_(gate, generator=generator)
 
     def forward(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The states at every time: x (B, T, D) -> (S, B, T, H), so h = rnn(x)[0], h, c = lstm(x).
 
-        `state` (S, B, H) comes before the first step; without it, zeros. Where `mask` (B, T) is
-        False, the state does not change: a padded row ends in the same state as the row alone.
+        `state` (S, B, H) is the state before x, zeros by default; states[:, :, -1] is the one after
+        x. Where `mask` (B, T) is False, it does not change: a padded row ends as the row alone.
         """
         B, T, _ = x.shape
         if mask is not None:
             check_mask(mask, (B, T))
-        if state is None:
-            state = x.new_zeros(self.n_states, B, self.d_hidden)
+        state = x.new_zeros(self.n_states, B, self.d_hidden) if state is None else state
         now, states = tuple(state), []                                  # S times (B, H)
         for t, projected in enumerate((x @ self.W.T + self.b).unbind(1)):       # T times (B, n·H)
             new = self.step(projected, *now)
@@ -86,8 +85,7 @@ class LSTM(Recurrence):
 
     def __init__(self, d_in: int, d_hidden: int, generator: torch.Generator | None = None):
         super().__init__(d_in, d_hidden, generator)
-        # With bias 0, f would be near 1/2, and the memory would halve at every step.
-        nn.init.ones_(self.forget_bias)
+        nn.init.ones_(self.forget_bias)     # with 0, f ≈ 1/2, so the memory would halve every step
         self.clamp: dict[int, float] = {}
 
     @property
@@ -108,8 +106,8 @@ class LSTM(Recurrence):
 class BiLSTM(nn.Module):
     """Two LSTMs, one for each reading direction: x (B, T, D) -> [→h ; ←h] (B, T, 2H).
 
-    They can encode a sentence but not predict its next word, because ←hₜ has read it. Where `mask`
-    (B, T) is False there is padding, and the backward reading starts at the last real token.
+    They can encode a sentence but not predict its next word, because ←hₜ has read it. `mask` (B, T)
+    is False at padding.
     """
 
     def __init__(self, d_in: int, d_hidden: int, generator: torch.Generator | None = None):

@@ -9,8 +9,8 @@ gradients at a time:
 
     ∂L/∂y₁ ← ∂L/∂y₁ + ∂L/∂y₂ · ∂G/∂y₁,  then  ∂L/∂x₁ = ∂L/∂y₁,  ∂L/∂x₂ = ∂L/∂y₂ + ∂L/∂y₁ · ∂F/∂x₂
 
-The memory does not grow with the number of layers. In return F and G are computed twice, and the
-recomputed inputs carry rounding errors.
+The memory does not grow with the number of layers. In return F and G are computed twice, with
+rounding errors.
 
 Source: Gomez et al. 2017, §3.1 and algorithm 1; Kitaev, Kaiser and Levskaya 2020 (Reformer), §3.
 Deviation: the two streams end in their mean, where Reformer concatenates them.
@@ -81,17 +81,15 @@ def attention_and_feed_forward(block: nn.Module, options: dict) -> tuple[Functio
 
 
 class Reversible(nn.Module):
-    """GPT's blocks as reversible layers: (B, T, C) -> (B, T, C).
+    """GPT's blocks as reversible layers: (B, T, C) -> (B, T, C). Both streams start as x.
 
-    Both streams start as x, and the result is the mean of their ends. With `store` set to True,
-    autograd stores all activations as usual and gives the same numbers, for comparison.
+    With `store` set to True, autograd stores all activations as usual, for comparison.
     """
 
     def __init__(self, blocks: nn.ModuleList):
         super().__init__()
         if any(block.post_norm for block in blocks):
-            raise ValueError("a post-norm block replaces its input and cannot be reversed; use "
-                             "post_norm=False")
+            raise ValueError("a post-norm block cannot be reversed; use post_norm=False")
         self.blocks, self.store = blocks, False
 
     def forward(self, x: Tensor, cache: KVCache | None = None, **options) -> Tensor:

@@ -11,7 +11,7 @@ Without attention, cₜ = [→h_S ; ←h₁] at every t: one vector has to hold 
 
 Source: course C, "RNNs: a Machine Translation example" and "Attention Modules"; Bahdanau et al.
 2015, §3, eq. 4–6; without attention, Cho et al. 2014, §2.2.
-Deviations: LSTMs replace the paper's gated units, and one tanh layer replaces its maxout layer. The
+Deviations: LSTMs replace the paper's gated units, and a tanh layer replaces its maxout layer. The
 paper computes s₀ from ←h₁ alone; here it comes from both ends, so that the models with and without
 attention differ in cₜ only. Not here: several layers, dropout.
 
