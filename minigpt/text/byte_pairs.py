@@ -95,7 +95,7 @@ def merge_steps(ids: list[int], merged: dict[Pair, int]) -> Iterator[tuple[Pair,
 def apply_merges(ids: list[int], merged: dict[Pair, int]) -> list[int]:
     """The ids after the last of the `merge_steps`, in O(n log n) steps instead of O(n²).
 
-    The pairs are in a heap; the ids are a linked list, with their neighbours in `before`, `after`.
+    The pairs are in a heap, and the ids in a linked list: `before` and `after` are the links.
     """
     end = len(ids)
     ids, before, after = list(ids), list(range(-1, end - 1)), list(range(1, end + 1))

@@ -34,7 +34,7 @@ from minigpt.text.padding import pad
 def mask_tokens(tokens: Tensor, special: Sequence[int], mask_id: int, vocab_size: int,
                 generator: Generator, rate: float = 0.15, variant: str = "exact",
                 shares: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[Tensor, Tensor, Tensor]:
-    """tokens (B, T) -> corrupted (B, T), labels (B, T): the original tokens, chosen (B, T) bool.
+    """tokens (B, T) -> corrupted, labels (the original tokens), chosen (bool), each (B, T).
 
     `special` has the ids that are never chosen and never drawn ([CLS], [SEP], [PAD], …; [MASK] is
     always one of them). `shares` divides the chosen tokens into masked, random and kept.
