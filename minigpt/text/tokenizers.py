@@ -132,7 +132,7 @@ class WordTokenizer(Tokenizer):
     >>> tokenizer.vocabulary, tokenizer.encode("the dog saw"), tokenizer.decode([5, 3])
     (['<pad>', '.', 'cat', 'dog', 'saw', 'the'], [5, 3, 4], 'the dog')
 
-        """`vocabulary` has all tokens in order of their ids; `special_tokens` are some of them."""
+    With `keep_spaces` it is split into words and marks, each with the space before it:
 
     >>> WordTokenizer.train("Ann's cat ran, ran.", keep_spaces=True).vocabulary
     [' cat', ' ran', "'", ',', '.', 'Ann', 's']
