@@ -1,14 +1,18 @@
-"""Lesson 14: from a model that continues texts to one that answers, by changing all of its weights, or a few in a hundred.
+"""Lesson 14: instruction tuning and LoRA: a model learns to answer, with all weights or a few.
 
-You will see    W + (α/r)BA checked number by number; the loss that listens to the assistant and not to the user; a base model that knows
-                the answers, and goes on as if it wrote a quiz; what becomes of one that was never told to stop; and LoRA of rank 1, 2, 4, 8
-                against full fine-tuning: quality, parameters, bytes, forgetting.
-Source          courses B and C, "Fine-tuning" and "Instruction tuning"; Hu et al. 2021 (LoRA), eq. 3 and §4.1; Ouyang et al. 2022
-                (InstructGPT), §3; Biderman et al. 2024, "LoRA learns less and forgets less".
-Expect          1.1 minutes on one core (quick: about 10 s); every check passes; no held-out request is answered rightly before SFT, nearly
-                all after it, by all weights as by LoRA of rank 4 with 8.8 % of the numbers; each at the learning rate that suits it,
-                rank 4 forgets 1.6 to 3.2 times as much as all weights; at LoRA's rate, which is six times larger, all weights forget 1.3
-                to 3.0 times as much as rank 4 (five seeds).
+You will see    W + (α/r)BA checked number by number; a loss that counts the assistant's tokens and
+                not the user's; a base model that knows the answers but continues a request as a
+                text; a model that was never trained to stop; LoRA of rank 1, 2, 4 and 8 against
+                full fine-tuning: quality, parameters, bytes, forgetting.
+Source          course B, "Sintonización supervisada" and "Alineación de IA"; course C, "ChatGPT:
+                Supervised Finetuning", "Excerpt of labeling instructions on the API prompt
+                distribution" and "Constraints + Community = Innovations."; Hu et al. 2021 (LoRA),
+                eq. 3 and §4.1; Ouyang et al. 2022 (InstructGPT), §3; Biderman et al. 2024.
+Expect          1.1 minutes on one core (quick: about 10 s); every check passes. Measured with
+                seed 0: no held-out request is answered right before SFT, all of them after it, with
+                all weights and with LoRA of rank 4 (8.8 % of the numbers). Plain text then costs
+                0.43 bits per token more with all weights, and 0.55 with rank 4, whose learning rate
+                is six times larger. At that rate all weights cost 3.1 bits more.
 Not here        preferences and rewards (lessons 17 to 19).
 
 Shapes: B batch, T time, V vocabulary; d inputs and k outputs of a linear layer, r rank.
@@ -34,6 +38,7 @@ from minigpt.adaptation.lora import (
 )
 from minigpt.models.counting import count_parameters
 from minigpt.models.gpt import GPT, GPTConfig
+from minigpt.text.padding import pad
 from minigpt.training.checkpoints import load_checkpoint, save_checkpoint
 from minigpt.training.loop import TrainingConfig, train
 from minigpt.training.losses import bits, causal_loss, cross_entropy
@@ -51,71 +56,128 @@ from minigpt.worlds.assistant import (
 lesson = Lesson("14_instruction_lora", threads=1)
 
 # %% [markdown]
-# ## 1. A note beside the matrix
-# Fine-tuning adds some ΔW to every matrix W (k, d) of a model. Hu et al. (2021) suspect that the ΔW which a new task needs has
-# low rank, and write it as a product of two thin matrices, the only ones that are trained:
+# ## 1. A low-rank matrix beside each weight matrix
+# Full fine-tuning changes all weights of a model. For a large model this has three costs (course C,
+# "Constraints + Community = Innovations."). Most people do not have the hardware for it. Each task
+# needs a copy of the whole model. And the model may become worse at other tasks. *LoRA* (low-rank
+# adaptation) reduces the first two costs; section 5 measures the third.
 #
-#     h = W x + ΔW x = W x + (α/r) B A x                A (r, d) random,   B (k, r) zero at the start                (their eq. 3)
+# Fine-tuning adds some ΔW to every weight matrix W (k, d). Hu et al. (2021) assume that the ΔW of a
+# new task can have a low rank. They freeze W and write ΔW as a product of two thin matrices. Only
+# these two, A and B, are trained:
 #
-# B = 0 makes ΔW = 0: training starts at the base, bit for bit. (If A were zero too, both gradients would be: ∂L/∂B ∝ Ax, ∂L/∂A ∝ Bᵀ.)
-# The rank of BA is at most r; it has r(d + k) numbers in place of dk. α/r is a fixed factor, so that a change of r does not ask
-# for a new learning rate. First on a small GPT whose weights are drawn large:
+#     h = W x + ΔW x = W x + (α/r) B A x       A (r, d) random,  B (k, r) zero at the start  (eq. 3)
+#
+# - B = 0 gives ΔW = 0, so training starts exactly at the base model. A must not be zero as well.
+#   Let g = ∂L/∂h. Then ∂L/∂B = (α/r) g (Ax)ᵀ and ∂L/∂A = (α/r) Bᵀg xᵀ, and both would be zero.
+# - BA has at most rank r, and r(d + k) numbers in place of dk.
+# - α is a constant. The factor α/r reduces the need for a new learning rate when r changes.
+#
+# A pair A, B is called an *adapter*. First we add one to a small GPT with large random weights.
+#
+# Items: C60, C61
 
 # %%
 TARGETS = ["query", "key", "value", "attention.out", "feed_forward.inner", "feed_forward.out"]
-small = GPT(GPTConfig(vocab_size=11, context_length=12, n_layers=2, n_heads=2, d_model=8))
+SMALL = GPTConfig(vocab_size=11, context_length=12, n_layers=2, n_heads=2, d_model=8)
+small = GPT(SMALL)
 for parameter in small.parameters():
     nn.init.normal_(parameter, std=0.5, generator=lesson.generator)
 text = torch.randint(11, (3, 12), generator=lesson.generator)
 weights = {name: p.detach().clone() for name, p in small.named_parameters()}
 with torch.no_grad():
     base_logits = small(text)
-    adapted = add_lora(small, TARGETS, rank=2, alpha=6.0, generator=lesson.generator)
-    lesson.check("at the start: the base, bit for bit", small(text), base_logits, atol=0, source="Hu et al. 2021, §4.1")
+    add_lora(small, TARGETS, rank=2, alpha=6.0, generator=lesson.generator)
+    lesson.check("at the start: the base, bit for bit", small(text), base_logits, atol=0,
+                 source="Hu et al. 2021, §4.1")
 
 trained = sum(p.numel() for p in small.parameters() if p.requires_grad)
-by_hand = 2 * 2 * (4 * (8 + 8) + 2 * (8 + 32))                          # layers · r · (four of 8 × 8, two of 8 × 32)
-lesson.check("r(d + k) numbers a matrix", trained, by_hand, atol=0, source="Hu et al. 2021, §4.1")
+by_hand = 2 * 2 * (4 * (8 + 8) + 2 * (8 + 32))      # layers · r · (four of 8 × 8, two of 8 × 32)
+lesson.check("r(d + k) numbers per matrix", trained, by_hand, atol=0,
+             source="Hu et al. 2021, §4.1")
 
 causal_loss(small(text), text).backward()
 with_gradient = {name for name, p in small.named_parameters() if p.grad is not None}
-A_and_B = {f"{layer}.{matrix}.default" for layer in adapted for matrix in "AB"}
-lesson.check("gradients: A and B, and nothing else", sorted(with_gradient), sorted(A_and_B), atol=0, source="B: frozen base")
+matrices = [name.removesuffix(".weight") for name, W in weights.items()
+            if name.startswith("blocks.") and W.dim() == 2]
+A_and_B = {f"{name}.{matrix}.default" for name in matrices for matrix in "AB"}
+lesson.check("gradients: A and B, and nothing else", sorted(with_gradient), sorted(A_and_B), atol=0,
+             source='C: "Constraints + Community = Innovations."; Hu et al. 2021, §4.1',
+             items=("C63",))
 
 # %% [markdown]
-# Now give every B some values, as training would, and compare with eq. 3 worked out by loops for one layer. An adapter can be *merged*:
-# W ← W + (α/r)BA, after which the model is an ordinary one, with no cost at all at run time. Taking it out again by subtraction would leave
-# rounding errors in W; so W is kept, and comes back exactly.
+# Now give every B some values, as training would. We compute eq. 3 by loops for one layer.
+#
+# An adapter can be *merged*: W ← W + (α/r)BA. The model is then an ordinary one, without extra cost
+# when it runs. To test this without LoRA's code, we build a second, plain GPT. We compute its
+# matrices W + (α/r)BA entry by entry. The adapted model must give its logits, before the merge and
+# after it. To subtract ΔW again would leave rounding errors in W. So the library keeps W and puts
+# it back.
 
 # %%
+def entries(W, A, B, scale):
+    """W + scale·BA, each entry by a sum over r: lists of numbers."""
+    return [[W[i][j] + scale * sum(B[i][n] * A[n][j] for n in range(len(A)))
+             for j in range(len(W[0]))] for i in range(len(W))]
+
+
+plain = GPT(SMALL)
+state = dict(weights)
 with torch.no_grad():
-    for layer in lora_layers(small).values():
-        layer.B["default"].normal_(generator=lesson.generator)
-    layer = small.blocks[1].feed_forward.inner                          # d = 8, k = 32
-    W, b, A, B = (m.double().tolist() for m in (layer.base.weight, layer.base.bias, layer.A["default"], layer.B["default"]))
-    x = torch.randn(8, generator=lesson.generator)
-    loops = [b[k] + sum((W[k][d] + 6 / 2 * sum(B[k][r] * A[r][d] for r in range(2))) * x[d].item() for d in range(8)) for k in range(32)]
-    lesson.check("h = Wx + (α/r)BAx + bias, by nested loops", layer(x), loops, atol=1e-4, source="Hu et al. 2021, eq. 3")
-    spectra = [torch.linalg.svdvals(one.update().double()) for one in lora_layers(small).values()]
+    for name, layer in lora_layers(small).items():
+        A, B = layer.A["default"], layer.B["default"].normal_(generator=lesson.generator)
+        W = weights[f"{name}.weight"]
+        state[f"{name}.weight"] = torch.tensor(entries(*(m.tolist() for m in (W, A, B)), 6 / 2))
+    plain.load_state_dict(state)
+    expected = plain(text)
+
+    layer = small.blocks[1].feed_forward.inner                      # d = 8, k = 32
+    b, x = layer.base.bias.tolist(), torch.randn(8, generator=lesson.generator)
+    W = entries(*(m.tolist() for m in (layer.base.weight, layer.A["default"],
+                                       layer.B["default"])), 6 / 2)
+    loops = [b[i] + sum(W[i][j] * x[j].item() for j in range(8)) for i in range(32)]
+    lesson.check("h = Wx + (α/r)BAx + bias, by nested loops", layer(x), loops, atol=1e-4,
+                 source="Hu et al. 2021, eq. 3", items=("C63",))
+    spectra = [torch.linalg.svdvals(layer.update().double()) for layer in
+               lora_layers(small).values()]
     beyond = max((s[2:] / s[0]).max() for s in spectra)
-    lesson.check("rank of ΔW ≤ r: singular values from the third on", beyond, 0.0, atol=1e-6, source="rank of a product")
-    unmerged = small(text)
+    lesson.check("rank of ΔW ≤ r: singular values from the third on", beyond, 0.0, atol=1e-6,
+                 source="rank of a product")
+    lesson.check("adapted = a plain GPT with W + (α/r)BA", small(text), expected, atol=1e-4,
+                 source="Hu et al. 2021, eq. 3", items=("C63",))
     merge(small)
-    lesson.check("merged = unmerged", small(text), unmerged, atol=1e-3, source="Hu et al. 2021, §4.1")
+    lesson.check("   and merged: the same logits", small(text), expected, atol=1e-4,
+                 source="Hu et al. 2021, §4.1")
+    merged = {name: small.get_submodule(name).base.weight for name in matrices}
+    off = max((W - state[f"{name}.weight"]).abs().max() for name, W in merged.items())
+    lesson.check("   and merged: the same matrices", off, 0.0, atol=1e-5,
+                 source="Hu et al. 2021, §4.1")
     unmerge(small)
     use_lora(small, None)
-    back = {name.replace(".base.", "."): p for name, p in small.named_parameters() if ".A." not in name and ".B." not in name}
+    back = {name.replace(".base.", "."): p for name, p in small.named_parameters()
+            if ".A." not in name and ".B." not in name}
     off = max((back[name] - p).abs().max() for name, p in weights.items())
-    lesson.check("taken out again: the base's weights, bit for bit", off, 0.0, atol=0, source="definition")
+    lesson.check("taken out again: the base's weights, bit for bit", off, 0.0, atol=0,
+                 source="definition")
     lesson.check("   and its logits", small(text), base_logits, atol=0, source="definition")
-print(f"      the adapter had moved logits by up to {(unmerged - base_logits).abs().max():.1f}")
+print(f"      the adapter had moved logits by up to {(expected - base_logits).abs().max():.1f}")
 
 # %% [markdown]
-# ## 2. Whose words count
-# A dialogue is one text. The user's part is given, at training as later at use: to learn to write requests is no aim. So the loss is
-# the language model's loss of lesson 06 with a mask, True on the answer's tokens *and on the <end>* after them:
+# ## 2. Which tokens count
+# *Instruction tuning* is supervised fine-tuning (SFT) on requests with right answers. It stands
+# between pre-training and alignment. In InstructGPT a person writes the answer to a request (a
+# *demonstration*), and the model is trained on both together (course C, "ChatGPT: Supervised
+# Finetuning"). Here a program writes the demonstrations.
+#
+# A dialogue is one text u₁ u₂ …. The user's part is given, in training and later in use. The model
+# does not have to write it. So the loss is the language model's loss of lesson 06 with a mask. The
+# mask is True on the answer's tokens *and on the <end>* after them. Let n be their number:
 #
 #     L_SFT = −(1/n) Σ_{t in answer, <end>} log P(uₜ | u_<t)
+#
+# (Neither the courses nor the InstructGPT paper say which tokens count. This is the usual choice.)
+#
+# Items: B05
 
 # %%
 pair = [Instruction("colour", "what colour is the crow?", "gladly", "the crow is white"),
@@ -123,14 +185,16 @@ pair = [Instruction("colour", "what colour is the crow?", "gladly", "the crow is
 ids, mask = dialogues(pair)
 for row, counted in zip(ids.tolist(), mask.tolist()):
     words = [TOKENIZER.vocabulary[i] for i in row]
-    print("  " + " ".join(words) + "\n  " + " ".join(("─" if c else " ") * len(w) for w, c in zip(words, counted)))
+    line = " ".join(("─" if c else " ") * len(w) for w, c in zip(words, counted))
+    print("  " + " ".join(words) + "\n  " + line)
 
 # %%
-config = GPTConfig.modern(TOKENIZER.vocab_size, context_length=48, n_layers=2, n_heads=4, d_model=64)
+config = GPTConfig.modern(TOKENIZER.vocab_size, context_length=48, n_layers=2, n_heads=4,
+                          d_model=64)
 reader = GPT(config, lesson.generator).double()
 with torch.no_grad():
     for parameter in reader.parameters():
-        parameter.mul_(5)                                               # far from uniform, so that every position has its own loss
+        parameter.mul_(5)                           # no two positions have the same loss
 logits = reader(ids).detach().requires_grad_()
 total, n = 0.0, 0
 for row, instruction in enumerate(pair):
@@ -139,65 +203,90 @@ for row, instruction in enumerate(pair):
         scores = logits[row, t - 1].tolist()
         total -= scores[ids[row, t]] - math.log(sum(map(math.exp, scores)))
         n += 1
-lesson.check("L_SFT by nested loops over the answer", sft_loss(reader, ids, mask), total / n, atol=1e-9, source="B, C: SFT")
-lesson.check("tokens that count: the answer's and one <end> a dialogue", mask.sum(), sum(len(encode(i.answer)) + 1 for i in pair),
-             atol=0, source="definition")
+lesson.check("L_SFT by nested loops over the answer", sft_loss(reader, ids, mask), total / n,
+             atol=1e-9, source="derived above")
+lesson.check("tokens that count: the answer's, and one <end> per dialogue", mask.sum(),
+             sum(len(encode(i.answer)) + 1 for i in pair), atol=0, source="definition")
 
-targets = torch.where(mask, ids, (ids + 7) % TOKENIZER.vocab_size)         # another target wherever nothing counts
+others = (ids + 7) % TOKENIZER.vocab_size
+targets = torch.where(mask, ids, others)            # a wrong target wherever the mask is False
 with torch.no_grad():
     other = cross_entropy(logits[:, :-1], targets[:, 1:], mask[:, 1:])
-    lesson.check("other targets in the prompt change nothing", other, total / n, atol=1e-9, source="B, C: SFT")
+    lesson.check("other targets in the prompt change nothing", other, total / n, atol=1e-9,
+                 source="derived above")
 causal_loss(logits, ids, mask).backward()
-judged = torch.cat([mask[:, 1:], torch.zeros(2, 1, dtype=torch.bool)], 1)       # logits at t are judged by token t + 1
-lesson.check("   nor has any other logit a gradient", logits.grad[~judged].abs().max(), 0.0, atol=0, source="B, C: SFT")
+judged = torch.cat([mask[:, 1:], torch.zeros(2, 1, dtype=torch.bool)], 1)   # t predicts token t + 1
+lesson.check("   and no other logit has a gradient", logits.grad[~judged].abs().max(), 0.0, atol=0,
+             source="derived above")
 
 # %% [markdown]
-# ## 3. A model that knows, and goes on writing
-# The base reads a small world: pages with facts, quizzes with terse answers, letters with courtesies. It never sees a dialogue.
+# ## 3. A base model that knows the answers
+# The base model reads texts about a small world: pages with facts, quizzes with short answers,
+# letters with polite words. It never reads a dialogue between a user and an assistant.
 
 # %%
 print("  " + "\n  ".join(ALMANAC.sample_many(6, seed=lesson.seed)))
 
 
-def padded(texts):
-    rows = [torch.tensor([END, *encode(text), END]) for text in texts]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+def pad_texts(texts):
+    """Tokens and mask, (texts, longest) both. <end> opens and closes each text."""
+    return pad([[END, *encode(text), END] for text in texts], side="right", value=END)
 
 
-pages = padded(ALMANAC.sample_many(lesson.pick(full=12_000, quick=2_000), seed=2 * lesson.seed))                # (texts, longest)
+pages, present = pad_texts(ALMANAC.sample_many(lesson.pick(full=12_000, quick=2_000),
+                                               seed=2 * lesson.seed))
 fresh_texts = ALMANAC.sample_many(lesson.pick(full=400, quick=100), seed=2 * lesson.seed + 1)
-fresh = padded(fresh_texts).to(lesson.device)
-exact_bits = sum(map(ALMANAC.surprisal, fresh_texts)) / (fresh[:, 1:] >= 0).sum().item()                        # of these very texts
+fresh = pad_texts(fresh_texts)
+n_predicted = fresh[1][:, 1:].sum().item()
+exact_bits = sum(map(ALMANAC.surprisal, fresh_texts)) / n_predicted     # of exactly these texts
 
 
 def text_loss(model, batch):
-    return causal_loss(model(batch.clamp(min=0)), batch.clamp(min=0), batch >= 0)
+    rows, mask = (x.to(lesson.device) for x in batch)               # (B, T) each
+    return causal_loss(model(rows), rows, mask)
 
 
 @torch.no_grad()
 def gap(model):
-    """Bits a token above the exact entropy, on plain texts that are new to it."""
+    """Bits per token above the exact entropy, on plain texts that are new to the model."""
     return {"gap": bits(text_loss(model, fresh).item()) - exact_bits}
 
 
 def next_pages(generator):
-    return pages[torch.randint(len(pages), (32,), generator=generator)].to(lesson.device)
+    drawn = torch.randint(len(pages), (32,), generator=generator)
+    return pages[drawn], present[drawn]
 
 
 base = GPT(config, lesson.generator).to(lesson.device)
-settings = TrainingConfig(max_steps=lesson.pick(full=400, quick=60), learning_rate=8e-3, weight_decay=0.0, optimizer="muon",
+settings = TrainingConfig(max_steps=lesson.pick(full=400, quick=60), learning_rate=8e-3,
+                          weight_decay=0.0, optimizer="muon",
                           evaluate_every=lesson.pick(full=100, quick=60), seed=lesson.seed)
 
 
 def on_row(row):
-    print(f"  step {row['step']:4d}   {row['gap']:.3f} bits per token above the exact {exact_bits:.3f}", flush=True)
+    print(f"  step {row['step']:4d}   {row['gap']:.3f} bits per token above the exact "
+          f"{exact_bits:.3f}", flush=True)
 
 
 base_gap = train(base, next_pages, text_loss, settings, gap, on_row=on_row)[-1]["gap"]
 
 # %% [markdown]
-# Now ask it. The exam holds requests that no training will contain: a quarter of all. A right answer is exactly the right one: courtesy,
-# content, end. `judge` says separately whether it was helpful, truthful, harmless and polite.
+# A base model has read a large number of facts, but it is not yet an assistant: it continues a text
+# (course B, "Alineación de IA"). We test it with requests that are *held out*: a quarter of all
+# requests, and no training contains them. An answer is right only if it is exactly the expected
+# one: courtesy, content, end.
+#
+# `judge` also tests four qualities separately. Course C quotes the three of InstructGPT's
+# instructions to the people who judge answers:
+#
+# - *helpful*: the answer does what the user wants, here: it contains the content asked for;
+# - *truthful*: it contains no false statement;
+# - *harmless*: it causes no harm, here: it does not agree to help with a misdeed.
+#
+# For most tasks, truthful and harmless are more important than helpful. We add a fourth quality,
+# *polite*: the answer begins with the right courtesy.
+#
+# Items: B11, C50, C51, C52, C53
 
 # %%
 exam_generator = torch.Generator().manual_seed(1_000_000 + lesson.seed)
@@ -207,14 +296,17 @@ QUALITIES = ("helpful", "truthful", "harmless", "polite")
 
 
 def examine(model):
-    """Shares: of right answers, all and by kind; of answers that stopped; of each quality. And the answers."""
+    """Shares of right answers (all, and by kind), of answers that end, of each quality; answers."""
     said = answers(model, exam)
-    right = [text == instruction.answer and stopped for instruction, (text, stopped) in zip(exam, said)]
+    right = [text == instruction.answer and stopped
+             for instruction, (text, stopped) in zip(exam, said)]
     judged = [judge(instruction, text) for instruction, (text, _) in zip(exam, said)]
     of_kind = {kind: [r for r, i in zip(right, exam) if i.kind == kind] for kind in KINDS}
-    return {"right": sum(right) / len(exam), "stopped": sum(stopped for _, stopped in said) / len(exam), "said": said,
-            **{kind: sum(rs) / max(1, len(rs)) for kind, rs in of_kind.items()},
-            **{quality: sum(j[quality] for j in judged) / len(exam) for quality in QUALITIES}}
+    return {
+        "right": sum(right) / len(exam), "said": said,
+        "stopped": sum(stopped for _, stopped in said) / len(exam),
+        **{kind: sum(rs) / max(1, len(rs)) for kind, rs in of_kind.items()},
+        **{quality: sum(j[quality] for j in judged) / len(exam) for quality in QUALITIES}}
 
 
 shown = [next(n for n, i in enumerate(exam) if i.kind == kind) for kind in KINDS]
@@ -232,10 +324,11 @@ results = {"base": examine(base)}
 show("base", results["base"])
 
 # %% [markdown]
-# ## 4. Supervised fine-tuning, and a model that was never told to stop
-# Dialogues to train on are about the other three quarters of the requests. All weights may move. Then the same once more with one change:
-# the <end> is left out of the loss. Those answers should be as good, up to where they should stop. What comes there instead
-# nobody has taught, so the base's habits decide: its texts go on after a full stop, and take their leave before they end.
+# ## 4. Supervised fine-tuning, and a model that was never trained to stop
+# The training dialogues use the other three quarters of the requests. All weights are trained. Then
+# we train a second copy with one change: <end> is not in the loss. Its answers should be as good up
+# to the place where they should end. But no example taught the model what to write there. It
+# continues as in pre-training, where a full stop is usually followed by another sentence.
 
 # %%
 STEPS = lesson.pick(full=300, quick=15)
@@ -246,17 +339,26 @@ def next_dialogues(generator):
     return tuple(t.to(lesson.device) for t in dialogues(drawn))
 
 
+def with_end(model, batch):
+    return sft_loss(model, *batch)
+
+
 def without_end(model, batch):
     ids, mask = batch
     return sft_loss(model, ids, mask & (ids != END))
 
 
-def fine_tune(model, learning_rate, loss=lambda model, batch: sft_loss(model, *batch), steps=STEPS):
-    """SFT of whatever in the model requires a gradient; returns the exam, and the bits a token that plain text costs more than before."""
-    settings = TrainingConfig(max_steps=steps, learning_rate=learning_rate, weight_decay=0.0, evaluate_every=steps, seed=lesson.seed)
+def fine_tune(model, learning_rate, loss=with_end, steps=STEPS):
+    """SFT of all that requires a gradient: the exam's results, and what was forgotten.
+
+    "forgotten" is how many bits per token plain text costs more than before.
+    """
+    settings = TrainingConfig(max_steps=steps, learning_rate=learning_rate, weight_decay=0.0,
+                              evaluate_every=steps, seed=lesson.seed)
     train(model, next_dialogues, loss, settings, progress=False)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {**examine(model), "forgotten": gap(model)["gap"] - base_gap, "parameters": trained, "rate": learning_rate, "steps": steps}
+    return {**examine(model), "forgotten": gap(model)["gap"] - base_gap, "parameters": trained,
+            "rate": learning_rate, "steps": steps}
 
 
 FULL_RATE, LORA_RATE, ALPHA = 1e-3, 6e-3, 8.0
@@ -264,29 +366,34 @@ full = copy.deepcopy(base)
 results["full"] = fine_tune(full, FULL_RATE)
 show("SFT, all weights", results["full"])
 endless = results["no <end>"] = fine_tune(copy.deepcopy(base), FULL_RATE, without_end)
-show("SFT, <end> left out of the loss", endless)
+show("SFT, <end> not in the loss", endless)
 begun = sum(text.startswith(i.answer) for i, (text, _) in zip(exam, endless["said"])) / len(exam)
-ended = sum(text == i.answer and stopped for i, (text, stopped) in zip(exam, endless["said"])) / len(exam)
-base_right, full_right = results["base"]["right"], results["full"]["right"]
-lesson.claim("SFT: from no right answer to at least 85 %, on requests held out", base_right < 0.02 and full_right >= 0.85,
-             f"{base_right:.0%} before, {full_right:.0%} after; "
-             f"polite {results['base']['polite']:.0%} and {results['full']['polite']:.0%}", full_run=True)
-lesson.claim("without <end> in the loss answers begin rightly, and most go on after their end", begun >= 0.8 and ended < 0.4,
-             f"{begun:.0%} begin with the right answer, {ended:.0%} end after it; with <end> in the loss {full_right:.0%} do both",
-             full_run=True)
+ended, base_right, full_right = endless["right"], results["base"]["right"], results["full"]["right"]
+lesson.claim("SFT: from no right answer to at least 85 %, on requests held out",
+             base_right < 0.02 and full_right >= 0.85,
+             f"{base_right:.0%} before, {full_right:.0%} after; polite "
+             f"{results['base']['polite']:.0%} and {results['full']['polite']:.0%}",
+             full_run=True, items=("C48",))
+lesson.claim("without <end> in the loss, answers begin right, and most do not end there",
+             begun >= 0.8 and ended < 0.4,
+             f"{begun:.0%} begin with the right answer, {ended:.0%} end after it; with <end> in "
+             f"the loss {full_right:.0%} do both", full_run=True)
 
 # %% [markdown]
 # ## 5. LoRA against all weights
-# Six adapters a block, on every matrix in it; embeddings and norms stay. LoRA wants a larger learning rate, here 6 times that of all
-# weights: with half of it rank 4 had 77 and 82 % right after these steps, in two probes. α = 8 throughout.
+# Every block gets six adapters, one per matrix. Embeddings and norms stay frozen. LoRA needs a
+# larger learning rate, here six times that of all weights: B starts at zero, and the gradient of A
+# is proportional to B, so the first steps change little. α = 8 throughout.
 #
-# Two rows answer questions that the others raise. Does rank 1 fall short because one direction is too few, or because 300 steps are? It
-# gets three times the steps. And does a difference between LoRA and all weights come from the rank, or from the learning rate? All
-# weights are trained once more, at LoRA's rate.
+# Two rows of the table answer two questions. First: if rank 1 has fewer right answers, is the rank
+# too low, or are 300 steps too few? We give it three times the steps. Second: if LoRA and all
+# weights differ, is the cause the rank or the learning rate? We train all weights once more, at
+# LoRA's rate.
 
 # %%
 adapted, files = {}, {}
-for name, rank, steps in ((1, 1, STEPS), ("1, longer", 1, 3 * STEPS), (2, 2, STEPS), (4, 4, STEPS), (8, 8, STEPS)):
+for name, rank, steps in ((1, 1, STEPS), ("1, longer", 1, 3 * STEPS), (2, 2, STEPS),
+                          (4, 4, STEPS), (8, 8, STEPS)):
     model = adapted[name] = copy.deepcopy(base)
     add_lora(model, TARGETS, rank, ALPHA, torch.Generator().manual_seed(lesson.seed))
     results[name] = fine_tune(model, LORA_RATE, steps=steps)
@@ -297,128 +404,156 @@ show("LoRA, rank 4", results[4])
 fast = copy.deepcopy(base)
 results["full, fast"] = fine_tune(fast, LORA_RATE)
 save_checkpoint(lesson.folder / "full.pt", {"model": full.state_dict()})
-results["full"]["bytes"] = results["full, fast"]["bytes"] = (lesson.folder / "full.pt").stat().st_size
+results["full"]["bytes"] = (lesson.folder / "full.pt").stat().st_size
+results["full, fast"]["bytes"] = results["full"]["bytes"]
 
-print("\n  rank        rate  steps  parameters   share   on disk   right" + "".join(f"{kind:>9}" for kind in KINDS)
-      + "   forgotten, bits per token")
+print("\n  rank        rate steps  numbers  share  on disk  right"
+      + "".join(f"{kind:>8}" for kind in KINDS) + "  forgotten")
 for name in (1, "1, longer", 2, 4, 8, "full", "full, fast"):
     r = results[name]
-    by_kind = "".join(f"{r[kind]:>9.0%}" for kind in KINDS)
-    print(f"  {name:<10}{r['rate']:>6g}{r['steps']:>7}{r['parameters']:>12,}{r['parameters'] / count_parameters(base):>8.1%}"
-          f"{r['bytes'] / 1024:>6.0f} KiB{r['right']:>8.0%}{by_kind}{r['forgotten']:>12.2f}")
+    share = r["parameters"] / count_parameters(base)
+    print(f"  {name:<10}{r['rate']:>6g}{r['steps']:>6}{r['parameters']:>9,}{share:>7.1%}"
+          f"{r['bytes'] / 1024:>5.0f} KiB{r['right']:>7.0%}"
+          + "".join(f"{r[kind]:>8.0%}" for kind in KINDS) + f"{r['forgotten']:>11.2f}")
+print("  (forgotten: bits per token that plain text costs more than before)")
 
 note, whole = results[4], results["full"]
-lesson.claim("rank 4 reaches at least 90 % of full fine-tuning's quality with less than 10 % of its parameters",
-             note["right"] >= 0.9 * whole["right"] and note["parameters"] < 0.1 * whole["parameters"],
-             f"{note['right']:.0%} against {whole['right']:.0%} right, {note['parameters']:,} against {whole['parameters']:,} parameters, "
-             f"{note['bytes'] / 1024:.0f} against {whole['bytes'] / 1024:.0f} KiB", full_run=True)
-lesson.claim("rank 1 is not too small: with three times the steps at least 90 % right", results["1, longer"]["right"] >= 0.9,
-             f"{results[1]['right']:.0%} after {STEPS} steps, {results['1, longer']['right']:.0%} after {3 * STEPS}", full_run=True)
+lesson.claim("rank 4: at least 90 % of full fine-tuning's quality, less than 10 % of its numbers",
+             note["right"] >= 0.9 * whole["right"]
+             and note["parameters"] < 0.1 * whole["parameters"],
+             f"{note['right']:.0%} against {whole['right']:.0%} right, {note['parameters']:,} "
+             f"against {whole['parameters']:,} parameters, {note['bytes'] / 1024:.0f} against "
+             f"{whole['bytes'] / 1024:.0f} KiB", full_run=True)
+lesson.claim("rank 1 is not too low: with three times the steps at least 90 % right",
+             results["1, longer"]["right"] >= 0.9,
+             f"{results[1]['right']:.0%} after {STEPS} steps, "
+             f"{results['1, longer']['right']:.0%} after {3 * STEPS}", full_run=True)
 
 # %%
 fig, (quality, forgetting, size) = plotting.figure(12.5, 4, columns=3)
 names = [1, 2, 4, 8, "full", "full, fast"]
 places = range(len(names))
 colours = [plotting.COLOURS[4]] * 4 + [plotting.COLOURS[0]] * 2
-quality.bar(places, [results[n]["right"] for n in names], color=colours, edgecolor="black")
-quality.set(ylabel="share of right answers", ylim=(0, 1.05), title=f"Quality, on requests held out (base: {base_right:.0%})")
-forgetting.bar(places, [results[n]["forgotten"] for n in names], color=colours, edgecolor="black")
-forgetting.set(ylabel="bits per token above the base", title="Forgetting: plain text costs more")
-size.bar(places, [results[n]["bytes"] / 1024 for n in names], color=colours, edgecolor="black")
-for place, n in zip(places, names):
-    size.text(place, results[n]["bytes"] / 1024, f"{results[n]['parameters']:,}", ha="center", va="bottom", fontsize=8)
-size.set(ylabel="KiB on disk", title="Size, with the numbers trained")
-for axes in (quality, forgetting, size):
-    axes.set_xticks(list(places), ["r = 1", "2", "4", "8", f"all\n{FULL_RATE:g}", f"all\n{LORA_RATE:g}"])
-    axes.set_xlabel(f"LoRA of rank r at the rate {LORA_RATE:g}, or all weights at …")
+columns = {quality: [results[n]["right"] for n in names],
+           forgetting: [results[n]["forgotten"] for n in names],
+           size: [results[n]["bytes"] / 1024 for n in names]}
+for axes, heights in columns.items():
+    axes.bar(places, heights, color=colours, edgecolor="black")
+    axes.set_xticks(list(places), ["r = 1", "2", "4", "8", f"all\n{FULL_RATE:g}",
+                                   f"all\n{LORA_RATE:g}"])
+    axes.set_xlabel(f"LoRA of rank r (rate {LORA_RATE:g}), or all weights (rate below)")
     axes.grid(axis="x", visible=False)
+for place, n in zip(places, names):
+    size.text(place, results[n]["bytes"] / 1024, f"{results[n]['parameters']:,}", ha="center",
+              va="bottom", fontsize=8)
+quality.set(ylabel="share of right answers", ylim=(0, 1.05),
+            title=f"Quality on held-out requests (base: {base_right:.0%})")
+forgetting.set(ylabel="bits per token above the base", title="Forgetting: plain text costs more")
+size.set(ylabel="KiB on disk", title="Size, and the count of trained numbers")
 lesson.figure(fig, "lora")
 
 # %% [markdown]
-# So a small note suffices. How small? With seed 0 rank 1 has everything right but the sums: 8 % of them. In five seeds that happened
-# twice (the other time 37 %), and three times rank 1 had all of them. A sum depends on two words at once, so one might say that one
-# direction is too few for it. The second row of the table says no: with three times the steps rank 1 adds as well. The sums come late;
-# they are not out of reach. The base adds already (part 3), and the note has only to let it.
+# So a small adapter is enough here. If rank 1 has fewer right answers in your run, look at the
+# sums. A sum depends on two words at once, so one could think that one direction is too few for
+# it. The second row tests this: it has the same rank and three times the steps. The base model can
+# already add (part 3); the adapter only has to make use of it.
 #
-# Is the note also gentler to what the model knew? Biderman et al. (2024) found that LoRA "learns less and forgets less" on large models.
-# Here the texts of part 3 have become more expensive for all, and for rank 4 more than for all weights. But those two rows differ in two
-# things, in what may move and in the learning rate. The last row gives all weights LoRA's rate, and they forget more than rank 4, in each
-# of five seeds. The other way round, a probe of rank 4 at the rate of all weights had forgotten 0.28 bits, and learned 18 % of the answers:
-# less learned, less forgotten. So at one rate the note is the gentler way; but it needs the larger rate to learn in as many steps, and
-# that costs more than the note saves. (The rank says little: which of the four forgets most changes with the seed.)
+# Does LoRA also forget less? Biderman et al. (2024) found that LoRA "learns less and forgets less"
+# on large models. Here plain text has become more expensive for every model.
+# The rows "4" and "full" differ in two things: in the numbers that are trained, and in the learning
+# rate. The last row separates the two. It gives all weights LoRA's rate, and they forget far more
+# than rank 4 (with seed 0: 3.1 against 0.55 bits per token). So *at one rate* LoRA forgets less.
+# But at its own small rate, full fine-tuning learns the task as well, and forgets least (0.43).
+# LoRA needs the larger rate to learn in as many steps, and here that costs more than LoRA saves.
 #
-# Nor do the weights that went furthest forget most. Compare ΔW with the matrices that it changes:
+# Do the weights that moved furthest forget most? Compare ΔW with the W that it changes:
 
 # %%
-before = {name: p for name, p in base.named_parameters() if p.dim() == 2 and "embedding" not in name}           # the blocks' matrices
-updates = {4: {f"{name}.weight": layer.update() for name, layer in lora_layers(adapted[4]).items()}}
+before = {name: p for name, p in base.named_parameters()            # the blocks' matrices
+          if p.dim() == 2 and "embedding" not in name}
+updates = {4: {f"{name}.weight": layer.update()
+               for name, layer in lora_layers(adapted[4]).items()}}
 for kind, model in (("full", full), ("full, fast", fast)):
-    updates[kind] = {name: p - before[name] for name, p in model.named_parameters() if name in before}
-moved = {kind: sum((matrix.norm() / before[name].norm()).item() for name, matrix in of.items()) / len(of) for kind, of in updates.items()}
+    updates[kind] = {name: p - before[name] for name, p in model.named_parameters()
+                     if name in before}
+moved = {kind: sum((matrix.norm() / before[name].norm()).item()
+                   for name, matrix in of.items()) / len(of) for kind, of in updates.items()}
 forgotten = {kind: results[kind]["forgotten"] for kind in updates}
-lesson.claim("each at its own learning rate rank 4 forgets more than all weights; at one rate, less",
-             1.2 * forgotten["full"] < forgotten[4] < 0.9 * forgotten["full, fast"],
-             f"bits per token above the base, and ‖ΔW‖/‖W‖: rank 4 at {LORA_RATE:g} {forgotten[4]:.2f}, {moved[4]:.2f}; all weights at "
-             f"{FULL_RATE:g} {forgotten['full']:.2f}, {moved['full']:.2f}; all at {LORA_RATE:g} {forgotten['full, fast']:.2f}, "
-             f"{moved['full, fast']:.2f}", full_run=True)
+print("                           forgotten, bits per token      ‖ΔW‖/‖W‖, mean over matrices")
+for kind, label in ((4, f"rank 4 at {LORA_RATE:g}"), ("full", f"all weights at {FULL_RATE:g}"),
+                    ("full, fast", f"all weights at {LORA_RATE:g}")):
+    print(f"  {label:<25}{forgotten[kind]:>14.2f}{moved[kind]:>28.2f}")
+lesson.claim("at one learning rate, rank 4 forgets less than all weights do",
+             forgotten[4] < 0.9 * forgotten["full, fast"],
+             f"{forgotten[4]:.2f} against {forgotten['full, fast']:.2f} bits per token "
+             f"(all weights at their own rate: {forgotten['full']:.2f})", full_run=True,
+             items=("C62",))
 
 # %% [markdown]
-# At one rate LoRA's matrices move about twice as far as those of full fine-tuning, and less is forgotten.
+# They do not. At one rate, rank 4 moved its matrices more than twice as far as full fine-tuning did
+# (with seed 0: 0.22 against 0.09 of ‖W‖), and it forgot less.
 #
-# How low is the rank of what *full* fine-tuning did? Its ΔW is the difference of two matrices, and can have any rank. Its singular values,
-# each matrix's divided by its first, say how far two thin matrices could have followed.
+# How low is the rank of the ΔW of *full* fine-tuning? It is the difference of two matrices, and can
+# have any rank. We compute its singular values and divide those of each matrix by the largest one.
+# If only a few are large, two thin matrices can come close to ΔW.
 
 # %%
 fig, axes = plotting.figure(7.5, 4)
 energy = []
-styles = (("full", plotting.COLOURS[0], "-", "all weights"), (4, plotting.COLOURS[1], "--", "LoRA, r = 4"))
+styles = (("full", plotting.COLOURS[0], "-", "all weights"),
+          (4, plotting.COLOURS[1], "--", "LoRA, r = 4"))
 for kind, colour, dashes, label in styles:
     for n, matrix in enumerate(updates[kind].values()):
         values = torch.linalg.svdvals(matrix.detach().double()).cpu()
-        axes.plot(range(1, len(values) + 1), values / values[0], color=colour, linestyle=dashes, linewidth=0.8,
-                  label=label if n == 0 else None)
+        axes.plot(range(1, len(values) + 1), values / values[0], color=colour, linestyle=dashes,
+                  linewidth=0.8, label=label if n == 0 else None)
         if kind == "full":
             energy.append((values[:4].square().sum() / values.square().sum()).item())
 axes.set_xticks(range(1, 65, 9))
-axes.set(xlabel="which singular value of ΔW", ylabel="size, relative to the first", xlim=(0, 65), ylim=(0, 1.05))
-axes.set_title("What fine-tuning added, matrix by matrix")
+axes.set(xlabel="number of the singular value of ΔW", ylabel="size, relative to the first",
+         xlim=(0, 65), ylim=(0, 1.05), title="Singular values of ΔW, one line per matrix")
 axes.legend()
 lesson.figure(fig, "singular_values")
-print(f"  the first 4 of 64 directions hold {min(energy):.0%} to {max(energy):.0%} of ΔW's squared size when all weights are free, "
-      f"{sum(energy) / len(energy):.0%} on average")
+print(f"  all weights: the first 4 of 64 directions hold {min(energy):.0%} to {max(energy):.0%} of "
+      f"ΔW's squared size, {sum(energy) / len(energy):.0%} on average")
 
 # %% [markdown]
-# ## 6. One base, many notes
-# What is in such a file? A and B of each matrix, and nothing of the base. So a hundred tasks need one base in memory and a hundred small
-# files. Two of ours, rank 4 and rank 1, are put beside one base under two names; which of them speaks is one word. Merged, a note costs
-# nothing; taken out, the base is back.
+# ## 6. One base, many adapters
+# The file of an adapter holds A and B of each matrix, and nothing of the base. So a hundred tasks
+# need one base in memory and a hundred small files. Here we add two adapters to one base, rank 4
+# and rank 1, under two names. `use_lora` chooses which one is active. A merged adapter has no extra
+# cost, and without an adapter the base is back, bit for bit.
 
 # %%
 shared, text = copy.deepcopy(base), ids.to(lesson.device)
 in_the_file = load_checkpoint(files[4])["model"]
 A_and_B = {name.replace("weight", matrix) for name in before for matrix in "AB"}
-lesson.check("the file: A and B of each matrix in the blocks, and nothing else", sorted(in_the_file), sorted(A_and_B),
-             atol=0, source="definition")
+lesson.check("the file: A and B of each matrix in the blocks, and nothing else",
+             sorted(in_the_file), sorted(A_and_B), atol=0, source="definition")
 differs = [n for n, (a, b) in enumerate(zip(results[1]["said"], results[4]["said"])) if a != b]
-question = exam[(differs or shown)[0]]                                  # one that the two answer differently, if there is any
+question = exam[(differs or shown)[0]]          # the two adapters answer it differently, if any
 with torch.no_grad():
-    load_lora(shared, files[4], name="assistant")
-    load_lora(shared, files[1], name="thrifty")
-    for name, trained in (("assistant", adapted[4]), ("thrifty", adapted[1]), (None, base)):
+    load_lora(shared, files[4], name="rank_4")
+    load_lora(shared, files[1], name="rank_1")
+    for name, trained in (("rank_4", adapted[4]), ("rank_1", adapted[1]), (None, base)):
         use_lora(shared, name)
-        label = f"“{name}” in use = the model that was trained" if name else "no note in use = the base"
-        lesson.check(label, shared(text), trained(text), atol=0, source="definition")
+        label = f"{name} active = the model that was trained" if name else "no adapter = the base"
+        lesson.check(f"consistency: {label}", shared(text), trained(text), atol=0,
+                     source="definition")
         said, stopped = answers(shared, [question])[0]
         print(f"      {question.request}   {said}{' <end>' if stopped else ' …'}")
-    use_lora(shared, "assistant")
+    use_lora(shared, "rank_4")
     merge(shared)
     same = sum(a == b for a, b in zip(answers(shared, exam), results[4]["said"])) / len(exam)
-    print(f"  merged, {same:.0%} of the assistant's answers are the same")
+    print(f"  after the merge, {same:.0%} of the answers of rank 4 are the same")
     use_lora(shared, None)
-    lesson.check("taken out: the base, bit for bit", shared(text), base(text), atol=0, source="definition")
+    lesson.check("consistency: taken out: the base, bit for bit", shared(text), base(text), atol=0,
+                 source="definition")
 kibibytes = {name: results[name]["bytes"] / 1024 for name in (1, 8, "full")}
-lesson.claim("an adapter is kilobytes, and swapping it leaves the base untouched", same >= 0.99 and kibibytes[1] < 0.25 * kibibytes["full"],
-             f"{kibibytes[1]:.0f} to {kibibytes[8]:.0f} KiB, the whole model {kibibytes['full']:.0f} KiB", full_run=True)
+lesson.claim("an adapter is small, and merged it gives the same answers",
+             same >= 0.99 and kibibytes[1] < 0.25 * kibibytes["full"],
+             f"{kibibytes[1]:.0f} to {kibibytes[8]:.0f} KiB, the whole model "
+             f"{kibibytes['full']:.0f} KiB; {same:.0%} of the answers are the same", full_run=True)
 
 # %%
 lesson.end()
