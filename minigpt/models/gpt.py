@@ -54,7 +54,7 @@ class GPTConfig:
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float | None = None   # None: 1e-5 for layer norm, the dtype's epsilon for RMS norm
     activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu_tanh"
-    qk_norm: bool = False
+    qk_norm: bool = False           # an RMS norm, always with the dtype's epsilon
     bias: bool = True
     post_norm: bool = False         # GPT-1's form
     tied: bool = True               # W_e is the unembedding matrix too

@@ -11,8 +11,8 @@ relative positions act in every layer.
 Source: Vaswani et al. 2017, §3.5; Su et al. 2021 (RoFormer), §3.2.2 and eq. 34; Raffel et al. 2020
 (T5), §2.1. Learned positions, and T5's learned b (one per bucket and head), are embeddings in the
 models.
-Deviation: a rotary pair is dimensions i and i + D/2 here, as in Llama's code by Hugging Face, where
-the paper pairs 2i with 2i + 1. The two agree up to the order of the dimensions.
+Deviation: a rotary pair is dimensions i and i + D/2 here, as in Hugging Face's Llama, where the
+paper pairs 2i with 2i + 1. The two agree up to the order of the dimensions.
 
 Shapes: B batch, H heads, T positions, S keys, D width of one head (even), C = d_model (even).
 """
