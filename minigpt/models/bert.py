@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.models.attention import MultiHeadAttention
-from minigpt.models.checks import (TokenEmbedding,
-                                   check_fields,
-                                   check_heads,
-                                   check_memory,
-                                   check_rows)
+from minigpt.models.checks import (
+    TokenEmbedding,
+    check_fields,
+    check_heads,
+    check_memory,
+    check_rows,
+)
 from minigpt.text.padding import check_mask
 
 NORM_EPS = 1e-12                        # Google's code; PyTorch's default is 1e-5

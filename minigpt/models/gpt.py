@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt.models.attention import KVCache, MultiHeadAttention
-from minigpt.models.checks import (TokenEmbedding,
-                                   check_fields,
-                                   check_heads,
-                                   check_memory,
-                                   check_rows)
+from minigpt.models.checks import (
+    TokenEmbedding,
+    check_fields,
+    check_heads,
+    check_memory,
+    check_rows,
+)
 from minigpt.models.positions import rotary_table
 from minigpt.text.padding import check_mask
 
