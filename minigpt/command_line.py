@@ -1,24 +1,21 @@
 """What the two command lines share: `python -m minigpt` and `python -m lessons`.
 
-A parser whose errors are one line, checks of flags, and one place that ends a command in order:
-an error is one line and status 2, Ctrl-C is status 130, and a closed pipe (`| head -1`) is 141,
-which is what a shell reports for a program that was stopped by either. A character that the
-terminal cannot show becomes "?", and stops nothing.
-
-PyTorch is imported only where it is needed: until then `--help` and Ctrl-C act at once.
+A parser whose errors are one line, checks of flags, and one place where a command ends: an error is
+one line and status 2, Ctrl-C is status 130, and a closed pipe (`| head -1`) is 141; a shell reports
+the same two for a program that such a signal ended. A character that the terminal cannot show
+becomes "?". PyTorch is imported only where it is needed, so `--help` and Ctrl-C act at once.
 """
 import argparse
 import difflib
+import math
 import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 
 USER_ERROR, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
-LARGEST_SEED = 2**32 - 1                # numpy takes no larger one
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,30 +40,26 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(USER_ERROR)
 
 
-def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+def whole_number(smallest: int, largest: float = math.inf) -> Callable[[str], int]:
     """A type for argparse: whole numbers from `smallest` to `largest`.
 
-    >>> whole_number(1, 10)("7")
-    7
     >>> whole_number(1)("0")
     Traceback (most recent call last):
     argparse.ArgumentTypeError: needs a whole number of at least 1, not 0
     """
-    span = f"of at least {smallest}" if largest is None else f"from {smallest} to {largest}"
+    span = f"of at least {smallest}" if largest == math.inf else f"from {smallest} to {largest}"
 
     def parse(text: str) -> int:
-        shown = text if len(text) < 40 else text[:40] + "…"
-        if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text):
-            raise argparse.ArgumentTypeError(f"needs a whole number {span}, not {shown}")
-        value = int(text)
-        if value < smallest or largest is not None and value > largest:
+        value = int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text) else None
+        if value is None or not smallest <= value <= largest:
+            shown = text if len(text) < 40 else text[:40] + "…"
             raise argparse.ArgumentTypeError(f"needs a whole number {span}, not {shown}")
         return value
 
     return parse
 
 
-seed = whole_number(0, LARGEST_SEED)
+seed = whole_number(0, 2**32 - 1)       # numpy takes no larger one
 
 
 def use_device(name: str):
@@ -76,9 +69,8 @@ def use_device(name: str):
         torch.zeros(1, device=name)
         return torch.device(name)
     except Exception:                                   # each back end raises errors of its own
-        present = ["cpu"]
-        present += ["cuda"] if torch.cuda.is_available() else []
-        present += ["mps"] if torch.backends.mps.is_available() else []
+        present = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+        present += ["mps"] * torch.backends.mps.is_available()
         raise ValueError(f"device {name!r} is not on this machine; there is "
                          f"{', '.join(present)}") from None
 
@@ -104,7 +96,7 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
         try:
             return work() or 0
         finally:
-            sys.stdout.flush()                          # a pipe that is closed is noticed here
+            sys.stdout.flush()                          # a closed pipe is noticed here
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -119,16 +111,16 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
 
 
 def one_line(error: Exception) -> str | None:
-    """What a user is told of an error; None for a RuntimeError that is a mistake in the program."""
+    """The line that reports an error; None for a RuntimeError that is a mistake in the program."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename or 'while writing'}"
     message = " ".join(str(error).split())
-    if isinstance(error, (MemoryError, RuntimeError)):
-        if isinstance(error, RuntimeError) and not re.search("memory|too large|overflow", message):
-            return None
-        return ("this machine's memory is not enough; take a smaller model, batch or context"
-                + (f" ({message[:150]})" if message else ""))
-    return message
+    if not isinstance(error, (MemoryError, RuntimeError)):
+        return message
+    if isinstance(error, RuntimeError) and not re.search("memory|too large|overflow", message):
+        return None
+    return ("this machine's memory is not enough; take a smaller model, batch or context"
+            + (f" ({message[:150]})" if message else ""))
 
 
 def close_broken_streams() -> None:
@@ -156,16 +148,12 @@ def end_script_in_order() -> None:
 
 @contextmanager
 def importing():
-    """Ctrl-C ends the program at once and without a word: nothing has been done yet.
+    """For imports that take seconds: inside them, Ctrl-C ends the program at once.
 
-    For imports that take seconds. A KeyboardInterrupt raised inside them could be lost, or could
-    leave a module half made.
+    A KeyboardInterrupt inside an import could be lost, or could leave a module half made.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.getsignal(signal.SIGINT)
-    if before in (signal.SIG_IGN, None):
+    if before in (signal.SIG_IGN, None):                # a shell's background job ignores Ctrl-C
         yield
         return
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
@@ -176,6 +164,6 @@ def importing():
 
 
 def leave(status: int) -> None:
-    """Ends the program. Ctrl-C is ignored from here on: there is nothing left to stop."""
+    """Ends the program and ignores Ctrl-C, since no work is left that it could stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise SystemExit(status)

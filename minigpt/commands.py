@@ -1,7 +1,7 @@
 """python -m minigpt train | sample | evaluate: a GPT on any UTF-8 text, from the shell.
 
-    python -m minigpt train --text FILE --out DIR    some minutes on two cores; no FILE: own prose
-    python -m minigpt train --out DIR --resume       continues a run, to the same bytes
+    python -m minigpt train --text FILE --out DIR    minutes on two cores; without --text: own prose
+    python -m minigpt train --out DIR --resume       continues a run, as if it had not stopped
     python -m minigpt sample DIR --prompt "Once"
     python -m minigpt evaluate DIR --text FILE
 
@@ -16,22 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minigpt import run_folder
 from minigpt.command_line import Parser, run_command, seed, use_device, whole_number
 from minigpt.files import read_text
 from minigpt.generation import check_sampling, stream
 from minigpt.models.counting import count_parameters
 from minigpt.models.gpt import GPT, GPTConfig
-from minigpt.run_folder import (
-    SETTINGS,
-    available_memory,
-    locked,
-    model_config,
-    read_run,
-    resume_settings,
-    start_settings,
-    tokenizer_checksum,
-    write_run,
-)
 from minigpt.text.corpora import prose
 from minigpt.text.token_file import checksum_of, encode, open_tokens, write_tokens
 from minigpt.text.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
@@ -57,26 +47,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--text", help="a UTF-8 file (default: the prose that comes with this project; "
                                   "with --resume: the text of the run)")
     p.add_argument("--out", required=True, help="folder of the run; it is made if it is missing")
-    p.add_argument("--resume", action="store_true",
-                   help="continue the run in --out as if it had never stopped; with a larger "
-                        "--max-steps a finished run is trained further")
-    p.add_argument("--evaluate-windows", type=windows_or_all, default=4000, metavar="N",
+    p.add_argument("--resume", action="store_true", help="continue the run in --out as if it had "
+                   "never stopped; with a larger --max-steps a finished run is trained further")
+    p.add_argument("--evaluate-windows", default=4000, metavar="N",
+                   type=lambda text: None if text == "all" else whole_number(1)(text),
                    help="windows of held-out text that the last evaluation reads, evenly spaced, "
                         "or all (default 4000)")
-    for name, (kind, default, help) in SETTINGS.items():    # SUPPRESS: absent unless it is given
+    for name, (kind, default, help) in run_folder.SETTINGS.items():
         p.add_argument("--" + name.replace("_", "-"), type=kind, default=argparse.SUPPRESS,
-                       help=f"{help} (default {default})")
+                       help=f"{help} (default {default})")      # SUPPRESS: absent unless given
 
     p = command("sample", "continue a prompt")
     p.add_argument("run", help="a folder that train wrote")
     p.add_argument("--prompt", default="\n", help="the text to continue (default: a new line)")
     p.add_argument("--max-new-tokens", type=whole_number(0), default=500,
                    help="tokens to generate (default 500)")
-    p.add_argument("--temperature", type=float, default=0.8,
-                   help="0 takes the likeliest token; 1 samples the model's own distribution "
-                        "(default 0.8)")
-    p.add_argument("--top-k", type=whole_number(1),
-                   help="sample among the k likeliest tokens only")
+    p.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token; "
+                   "1 samples the model's own distribution (default 0.8)")
+    p.add_argument("--top-k", type=whole_number(1), help="sample among the k likeliest tokens only")
     p.add_argument("--top-p", type=float,
                    help="sample among the likeliest tokens that together have probability p")
     p.add_argument("--seed", type=seed, default=0, help="fixes the sample (default 0)")
@@ -89,37 +77,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def windows_or_all(text: str) -> int | None:
-    """A type for argparse: a number of windows, or None for "all"."""
-    return None if text == "all" else whole_number(1)(text)
-
-
 def train_command(args: argparse.Namespace) -> None:
     """Trains a new run, or continues one."""
     device, out = use_device(args.device), Path(args.out)
     if args.resume:
-        read_run(out)                                   # refused before the folder is touched
-    with locked(out):
-        settings, tokenizer, config, tokens, bytes_per_token = open_or_start(args, out, device)
-        train_in(out, settings, tokenizer, config, tokens, bytes_per_token, args)
+        run_folder.read_run(out)                        # refused before the folder is touched
+    with run_folder.locked(out):
+        train_in(out, args, *open_or_start(out, args, device))
 
 
-def open_or_start(
-    args: argparse.Namespace, out: Path, device: torch.device,
-) -> tuple[dict, Tokenizer, GPTConfig, Tensor, float]:
+def open_or_start(out: Path, args: argparse.Namespace, device: torch.device,
+                  ) -> tuple[dict, Tokenizer, GPTConfig, Tensor, float]:
     """The settings, tokenizer, model shape, tokens (N,) and bytes per token of the run in `out`.
 
-    A new run is in its folder once everything that could be refused has been tried.
+    config.json, which makes the folder a run, is written after everything that can be refused.
     """
-    given = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    given = {name: value for name, value in vars(args).items() if name in run_folder.SETTINGS}
     if args.resume:
-        settings, tokenizer, config = read_run(out)
-        settings = resume_settings(settings, given, out)
-        source = settings["text"] if args.text is None else str(Path(args.text).resolve())
+        settings, tokenizer, config = run_folder.read_run(out)
+        settings = run_folder.resume_settings(settings, given, out)
     else:
-        settings = start_settings(out, given)
-        source = None if args.text is None else str(Path(args.text).resolve())
-    text = read_source(source, args.resume and args.text is None)
+        settings = run_folder.start_settings(out, given) | {"text": None}
+    source = settings["text"] if args.text is None else str(Path(args.text).resolve())
+    if args.text is None and source is not None and not Path(source).exists():
+        raise FileNotFoundError(f"the text of this run is no longer at {source}; if it has moved, "
+                                "name its place with --text")
+    text = prose() if source is None else read_text(source)
     checksum, n_bytes = checksum_of(text)
     if args.resume and settings["text_sha256"] != checksum:
         raise ValueError(f"{source or 'the prose of this project'} is not the text that this run "
@@ -128,43 +111,27 @@ def open_or_start(
     settings |= {"text": source, "text_sha256": checksum}
     try:
         if not args.resume:
-            tokenizer = train_tokenizer(settings, text)
+            tokenizer = (CharTokenizer.train(text) if settings["tokenizer"] == "char"
+                         else BPETokenizer.train(text, settings["vocab_size"]))
             tokenizer.save(out / "tokenizer.json")
-            settings["tokenizer_sha256"] = tokenizer_checksum(out)
-            config = model_config(settings, tokenizer.vocab_size)
-        check_memory(config, settings["batch_size"])
+            settings["tokenizer_sha256"] = run_folder.tokenizer_checksum(out)
+            config = run_folder.model_config(settings, tokenizer.vocab_size)
+        check_training_memory(config, settings["batch_size"])
         tokens = tokens_of(out, settings, tokenizer, text)
-        check_length(tokens, config)
-        write_run(out, settings, config)
+        make_random_windows(split(tokens)[0], 1, config.context_length + 1)  # refuses a short text
+        run_folder.write_run(out, settings, config)
     except BaseException:
-        if not args.resume:                             # nothing half made is left behind
+        if not args.resume:                             # no half-made file stays
             for name in ("tokenizer.json", "tokens.bin"):
                 (out / name).unlink(missing_ok=True)
         raise
     return settings, tokenizer, config, tokens.to(device), n_bytes / len(tokens)
 
 
-def read_source(source: str | None, remembered: bool) -> str:
-    """The text to train on; `remembered`: its path is the one that the run noted when it began."""
-    try:
-        return prose() if source is None else read_text(source)
-    except FileNotFoundError:
-        if remembered:
-            raise FileNotFoundError(f"the text of this run is no longer at {source}; if it has "
-                                    "moved, name its place with --text") from None
-        raise
-
-
-def train_tokenizer(settings: dict, text: str) -> Tokenizer:
-    if settings["tokenizer"] == "char":
-        return CharTokenizer.train(text)
-    return BPETokenizer.train(text, settings["vocab_size"])
-
-
 def tokens_of(out: Path, settings: dict, tokenizer: Tokenizer, text: str) -> Tensor:
     """The tokens of the text (N,), mapped from tokens.bin, which is written if it is not there."""
-    path, origin = out / "tokens.bin", {name: settings[name]
-                                        for name in ("text_sha256", "tokenizer_sha256")}
+    path = out / "tokens.bin"
+    origin = {name: settings[name] for name in ("text_sha256", "tokenizer_sha256")}
     tokens = open_tokens(path, tokenizer, origin)
     if tokens is None:
         write_tokens(path, tokenizer, text, origin)
@@ -173,48 +140,38 @@ def tokens_of(out: Path, settings: dict, tokenizer: Tokenizer, text: str) -> Ten
 
 
 def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens to train on, and those held out."""
+    """The tokens to train on, and those held out; ValueError if there are too few to hold out."""
     cut = int(len(tokens) * (1 - HELD_OUT))
+    if len(tokens) - cut < 2:
+        raise ValueError(f"the text has {len(tokens)} tokens, and its last tenth is held out; "
+                         "use a text of at least 20")
     return tokens[:cut], tokens[cut:]
 
 
-def check_length(tokens: Tensor, config: GPTConfig) -> None:
-    """ValueError if the text is too short to train on and to hold out a part of."""
-    training_tokens, held_out = split(tokens)
-    if len(held_out) < 2:
-        raise ValueError(f"the text has {len(tokens)} tokens, and its last tenth is held out; "
-                         "use a text of at least 20")
-    make_random_windows(training_tokens, 1, config.context_length + 1)
-
-
-def check_memory(config: GPTConfig, batch_size: int) -> None:
+def check_training_memory(config: GPTConfig, batch_size: int) -> None:
     """ValueError if a training step surely needs more memory than there is.
 
-    Per weight: the weight, its gradient and two moments of the optimizer, 4 bytes each. Per
-    token of a batch: at least 12 vectors of d_model per layer for the backward pass, and the logits
-    with their gradient.
+    A weight needs 16 bytes: itself, its gradient and two moments of the optimizer. A token of a
+    batch needs at least 12 vectors of d_model per layer, and the logits with their gradient.
     """
     per_token = 12 * config.n_layers * config.d_model + 2 * config.vocab_size
     needed = 16 * config.n_weights + 4 * batch_size * config.context_length * per_token
-    memory = available_memory()
+    memory = run_folder.available_memory()
     if memory is not None and needed > memory:
-        raise ValueError(f"a model of {config.n_weights:,} weights with batch_size {batch_size} "
-                         f"and context_length {config.context_length} needs at least "
+        raise ValueError(f"training {config.n_weights:,} weights with these sizes needs at least "
                          f"{needed / 1e9:,.1f} GB of memory, and this machine has "
                          f"{memory / 1e9:,.1f} GB; take a smaller --d-model, --n-layers, "
                          "--batch-size or --context-length")
 
 
-def train_in(
-    out: Path, settings: dict, tokenizer: Tokenizer, config: GPTConfig, tokens: Tensor,
-    bytes_per_token: float, args: argparse.Namespace,
-) -> None:
-    """The training itself: prints each row of metrics and, at the end, what the best weights do."""
-    training = TrainingConfig(**{name: settings[name] for name in (
-        "max_steps", "learning_rate", "optimizer", "evaluate_every", "seed")})
+def train_in(out: Path, args: argparse.Namespace, settings: dict, tokenizer: Tokenizer,
+             config: GPTConfig, tokens: Tensor, bytes_per_token: float) -> None:
+    """Trains; prints each row of metrics and, at the end, the result of the best weights."""
+    names = ("max_steps", "learning_rate", "optimizer", "evaluate_every", "seed")
+    training, best = TrainingConfig(**{name: settings[name] for name in names}), out / "best.pt"
     model = GPT(config, torch.Generator().manual_seed(training.seed)).to(tokens.device)
     if (out / "last.pt").exists():
-        load_weights(model, load_checkpoint(out / "best.pt")["model"], out / "best.pt")
+        load_weights(model, load_checkpoint(best)["model"], best)       # refused before training
     training_tokens, held_out = split(tokens)
     next_batch = make_random_windows(training_tokens, settings["batch_size"],
                                      config.context_length + 1)
@@ -239,13 +196,12 @@ def train_in(
         rows = train(model, next_batch, next_token_loss, training, evaluate, out,
                      resume=args.resume, on_row=print_row)
     except KeyboardInterrupt:
-        print("\nstopped and saved; to continue: python -m minigpt train "
+        print("\nstopped; to continue from the last step that was saved: python -m minigpt train "
               f"--out {shlex.quote(args.out)} --resume", file=sys.stderr)
         draw_loss_curve(out)
         raise
     draw_loss_curve(out)
-    load_weights(model, load_checkpoint(out / "best.pt", str(tokens.device))["model"],
-                 out / "best.pt")
+    load_weights(model, load_checkpoint(best)["model"], best)
     n_windows = (len(held_out) - 1) // config.context_length
     n_read = min(n_windows, args.evaluate_windows or n_windows)
     part = ("all held-out text" if n_read == n_windows else
@@ -259,7 +215,7 @@ def train_in(
 
 
 def draw_loss_curve(out: Path) -> None:
-    """Writes loss.png from metrics.csv, if there are rows yet."""
+    """Writes loss.png from metrics.csv, if there is one yet."""
     from minigpt import plotting  # matplotlib takes half a second, so only for drawing
     if not (out / "metrics.csv").exists():
         return
@@ -268,19 +224,17 @@ def draw_loss_curve(out: Path) -> None:
     plotting.save(plotting.loss_curve(rows), out / "loss.png")
 
 
-def open_run(folder: str, device: torch.device) -> tuple[GPT, Tokenizer]:
+def load_run(folder: str, device: torch.device) -> tuple[GPT, Tokenizer]:
     """The model of a run with its best weights, in evaluation mode, and its tokenizer."""
-    _, tokenizer, config = read_run(Path(folder))
+    _, tokenizer, config = run_folder.read_run(Path(folder))
     best = Path(folder) / "best.pt"
-    weights = load_checkpoint(best)["model"]
     model = GPT(config)
-    load_weights(model, weights, best)
+    load_weights(model, load_checkpoint(best)["model"], best)
     return model.to(device).eval(), tokenizer
 
 
-def continue_text(
-    model: GPT, tokenizer: Tokenizer, prompt: Tensor, max_new_tokens: int, seed: int, **options,
-):
+def continue_text(model: GPT, tokenizer: Tokenizer, prompt: Tensor, max_new_tokens: int, seed: int,
+                  **options):
     """Yields the continuation of a prompt (1, T) in pieces of text, as they are generated."""
     generator = torch.Generator(device=prompt.device).manual_seed(seed)
     tokens = stream(model, prompt, max_new_tokens, generator=generator, **options)
@@ -294,7 +248,7 @@ def sample_command(args: argparse.Namespace) -> None:
     device = use_device(args.device)
     if not args.prompt:
         raise ValueError("--prompt is empty; give at least one character to continue")
-    model, tokenizer = open_run(args.run, device)
+    model, tokenizer = load_run(args.run, device)
     prompt = torch.tensor([tokenizer.encode(args.prompt)], device=device)
     pieces = continue_text(model, tokenizer, prompt, args.max_new_tokens, args.seed, **options)
     first = next(pieces, "")            # a prompt that is refused is refused before it is printed
@@ -305,9 +259,9 @@ def sample_command(args: argparse.Namespace) -> None:
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
-    """Prints how improbable a model finds a text."""
+    """Prints the loss, perplexity and bits per byte of a model on a text."""
     device = use_device(args.device)
-    model, tokenizer = open_run(args.run, device)
+    model, tokenizer = load_run(args.run, device)
     text = read_text(args.text)
     tokens, n_bytes = encode(tokenizer, text).to(device), checksum_of(text)[1]
     nats, n_predicted = held_out_loss(model, tokens, progress=True)
@@ -316,13 +270,11 @@ def evaluate_command(args: argparse.Namespace) -> None:
           f"byte ({n_predicted:,} tokens predicted, in windows of {model.context_length})")
 
 
-COMMANDS = {"train": train_command, "sample": sample_command, "evaluate": evaluate_command}
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit status."""
     def work() -> None:
         args = parse(sys.argv[1:] if argv is None else argv)
-        COMMANDS[args.command](args)
+        commands = {"train": train_command, "sample": sample_command, "evaluate": evaluate_command}
+        commands[args.command](args)
 
     return run_command("minigpt", work)

@@ -1,8 +1,7 @@
 """Files: a text is read as UTF-8 or refused in one line; a file is written whole or not at all.
 
-A file is written beside its place, forced to the disk, and then renamed onto its place. A rename is
-one step for the file system, so a program that is killed at any moment leaves either the old file
-or the new one.
+A file is written under another name, forced to the disk, and then renamed. A rename is one step for
+the file system, so a program that is killed at any moment leaves the old file or the new one.
 """
 import json
 import os
@@ -10,10 +9,9 @@ from pathlib import Path
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without its byte order mark.
+    """The text of a UTF-8 file without its byte order mark; \\r\\n and \\r become \\n.
 
-    \\r\\n and \\r become \\n, so that a text is the same on every system. Errors, each in one line:
-    FileNotFoundError for a missing file; ValueError for a folder, a pipe or a device, for bytes
+    FileNotFoundError for a missing file. ValueError for a folder, a pipe or a device, for bytes
     that are not UTF-8, and for a file without text.
     """
     raw = read_bytes(path)
@@ -22,7 +20,7 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at {error.start} of "
                          f"{len(raw)} ({error.reason}); save it as UTF-8 in your editor") from None
-    del raw
+    del raw                                             # a large text is not held twice
     if not text or text.isspace():
         raise ValueError(f"{path} is empty; there is nothing to read")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -36,9 +34,9 @@ def read_bytes(path: str | Path) -> bytes:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}; check its spelling, and the folder you "
                                 f"are in: {Path.cwd()}")
-    if not path.is_file():                              # to read from a pipe could wait for ever
-        raise ValueError(f"{path} is a pipe or a device, not a file; "
-                         "save its content in a file, and name that")
+    if not path.is_file():                              # reading a pipe could wait for ever
+        raise ValueError(f"{path} is a pipe or a device, not a file; save its content in a file, "
+                         "and name that")
     return path.read_bytes()
 
 
@@ -50,14 +48,14 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         with open(beside, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())                     # on the disk before the name points to it
+            os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException as error:
         beside.unlink(missing_ok=True)
         if isinstance(error, OSError):                  # a full disk does not say for which file
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
-    if os.name == "posix":                              # the rename is a write to the folder
+    if os.name == "posix":                              # the rename changes the folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

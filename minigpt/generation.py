@@ -1,4 +1,4 @@
-"""Generation: a model gives P(next token); this file decides which token to take.
+"""Generation: the ways to choose the next token from a model's P(next token).
 
     greedy            argmax P
     temperature τ     P ∝ softmax(logits / τ)
@@ -6,13 +6,13 @@
     top-p (nucleus)   P kept on the smallest set of likeliest tokens whose probability reaches p
     beam              the n sequences with the highest log P(u₁ … u_T), keeping n at every step
 
-Source: course B, "Decoding"; Fan et al. 2018 (top-k); Holtzman et al. 2019 (top-p).
+Source: Fan et al. 2018 (top-k); Holtzman et al. 2020 (top-p); Sutskever et al. 2014, §3.2 (beam).
 Not here: length penalties for beams, and penalties for repetition.
 
-A model here is anything that maps tokens (B, T) to logits (B, T, V) and has a `context_length`. If
-it also has `new_cache()`, each new token costs one position instead of all of them; the logits are
-the same. When the text is longer than the context, the newest half of the context is kept and read
-again, with or without a cache, so that the two agree.
+A model here maps tokens (B, T) to logits (B, T, V) and has a `context_length`. If it also has
+`new_cache()`, it computes one position per new token instead of all; the logits are the same. When
+the text is longer than the context, the newest half of the context is kept and read again, with or
+without a cache.
 
 Shapes: B batch, T time, V vocabulary, n beams.
 """
@@ -28,12 +28,11 @@ from torch.nn import functional as F
 from minigpt.text.padding import check_mask
 
 
-def sampling_logprobs(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-) -> Tensor:
+def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
+                      top_p: float | None = None) -> Tensor:
     """log P of the distribution that is sampled from: (..., V) -> (..., V), −inf for a cut token.
 
-    First the temperature is applied, then top-k, then top-p, each to what the step before left.
+    The temperature is applied first, then top-k, then top-p, each to the result of the step before.
     Temperature 0 puts all probability on the argmax.
 
     >>> sampling_logprobs(torch.tensor([3.0, 1.0, 3.0]), top_k=2).exp().tolist()
@@ -45,17 +44,14 @@ def sampling_logprobs(
     logits = logits / temperature
     if top_k is not None and top_k < logits.size(-1):
         kept = logits.topk(top_k, dim=-1).indices                       # (..., k)
-        minus_infinity = torch.full_like(logits, float("-inf"))
-        logits = minus_infinity.scatter(-1, kept, logits.gather(-1, kept))
+        logits = torch.full_like(logits, -math.inf).scatter(-1, kept, logits.gather(-1, kept))
     if top_p is not None and top_p < 1:
         probabilities, order = logits.softmax(-1).sort(dim=-1, descending=True)
-        # A token is cut if the tokens before it have reached p. So the token that reaches p is
-        # kept, and at least one token is. The sum before a token is the sum up to its neighbour:
-        # subtracting would round once more, and keep a token too many where the sum is exactly p.
+        # A token is cut if the tokens before it reach p together, so the token that reaches p is
+        # kept. The 4 eps allow for rounding: where the sum is exactly p, no further token is kept.
         before = F.pad(probabilities.cumsum(-1)[..., :-1], (1, 0))      # (..., V), in sorted order
-        rounding = 4 * torch.finfo(before.dtype).eps
-        cut = before >= top_p - rounding
-        logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), float("-inf"))
+        cut = before >= top_p - 4 * torch.finfo(before.dtype).eps
+        logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)
     return logits.log_softmax(-1)
 
 
@@ -65,8 +61,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
     if not is_finite(temperature) or temperature < 0:
-        raise ValueError(f"temperature must be a finite number, 0 (greedy) or more, "
-                         f"not {temperature!r}")
+        raise ValueError(f"temperature must be finite, 0 (greedy) or more, not {temperature!r}")
     if top_k is not None and (type(top_k) is not int or top_k < 1):
         raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
     if top_p is not None and (not is_finite(top_p) or not 0 < top_p <= 1):
@@ -74,38 +69,32 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
 
 
 @torch.no_grad()
-def stream(
-    model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-    top_p: float | None = None, generator: Generator | None = None, use_cache: bool = True,
-    mask: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields, for each new token, the token (B,) and the log-probs (B, V) it was drawn from.
+def stream(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
+           top_k: int | None = None, top_p: float | None = None, generator: Generator | None = None,
+           use_cache: bool = True, mask: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields, for each step, the new tokens (B,) and the log-probs (B, V) they were drawn from.
 
-    The prompt is tokens (B, T) with T ≥ 1. Prompts of several lengths are padded on the left by
-    `text.padding.pad`, whose `mask` (B, T) is then handed on to the model.
+    Prompts (B, T) of several lengths are padded on the left by `text.padding.pad`, which also
+    returns `mask` (B, T).
     """
     check_prompt(model, tokens, max_new_tokens, mask)
     if mask is not None and mask.all():                                 # nothing is padded
         mask = None
     use_cache = use_cache and hasattr(model, "new_cache")
-    window, cache = tokens, None                                        # what the model can see
+    device = tokens.device if generator is None else generator.device
+    window, cache = tokens, None                                        # what the model reads
     for _ in range(max_new_tokens):
         if window.size(1) > model.context_length:
             kept = max(1, model.context_length // 2)
             window, cache = window[:, -kept:], None
             mask = None if mask is None else mask[:, -kept:]
         padding = {} if mask is None else {"mask": mask}
-        if not use_cache:
-            logits = model(window, **padding)                           # (B, T, V)
-        elif cache is None:
+        unread = window if cache is None else window[:, -1:]            # (B, T) or (B, 1)
+        if use_cache and cache is None:
             cache = model.new_cache()
-            logits = model(window, cache, **padding)                    # (B, T, V)
-        else:
-            logits = model(window[:, -1:], cache, **padding)            # (B, 1, V)
+        logits = model(unread, cache, **padding) if use_cache else model(unread, **padding)
         logprobs = sampling_logprobs(logits[:, -1], temperature, top_k, top_p)          # (B, V)
-        chances = logprobs.exp()
-        if generator is not None:                                       # it draws on its own device
-            chances = chances.to(generator.device)
+        chances = logprobs.exp().to(device)                 # a generator draws on its own device
         new = torch.multinomial(chances, 1, generator=generator).to(tokens.device)      # (B, 1)
         window = torch.cat([window, new], dim=1)                        # (B, T + 1)
         if mask is not None:
@@ -135,20 +124,16 @@ def check_prompt(model, tokens: Tensor, max_new_tokens: int, mask: Tensor | None
                          "text; give it prompts of one length at a time")
 
 
-def generate(
-    model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-    top_p: float | None = None, generator: Generator | None = None, stop_token: int | None = None,
-    use_cache: bool = True, mask: Tensor | None = None,
-) -> Tensor:
-    """Continues a prompt: (B, T) -> (B, T + m), where m ≤ max_new_tokens.
+def generate(model, tokens: Tensor, max_new_tokens: int, *, stop_token: int | None = None,
+             **options) -> Tensor:
+    """Continues prompts: (B, T) -> (B, T + m), where m ≤ max_new_tokens.
 
-    Once a row has drawn `stop_token`, it is filled with it; generation ends when all rows have.
-    Temperature 0 is greedy. `mask` (B, T) is False for the padding on the left of shorter prompts.
+    After its first `stop_token`, a row is filled with stop tokens; generation ends when every row
+    has one. The options are those of `stream`.
     """
     pieces = [tokens]
     stopped = torch.zeros(tokens.size(0), dtype=torch.bool, device=tokens.device)       # (B,)
-    for new, _ in stream(model, tokens, max_new_tokens, temperature, top_k, top_p, generator,
-                         use_cache, mask):
+    for new, _ in stream(model, tokens, max_new_tokens, **options):
         if stop_token is not None:
             new = new.masked_fill(stopped, stop_token)
             stopped |= new == stop_token
@@ -159,14 +144,12 @@ def generate(
 
 
 @torch.no_grad()
-def beam_search(
-    model, tokens: Tensor, max_new_tokens: int, n_beams: int, stop_token: int | None = None,
-) -> tuple[Tensor, Tensor]:
+def beam_search(model, tokens: Tensor, max_new_tokens: int, n_beams: int,
+                stop_token: int | None = None) -> tuple[Tensor, Tensor]:
     """The n likeliest continuations of one prompt (1, T) that a beam finds, likeliest first.
 
     Returns the sequences (n, T + m) and their log P (n,). A finished sequence stays in the beam: it
-    is continued with `stop_token` at probability 1. Log P is a plain sum without a bonus for
-    length, so short answers are favoured as much as the model favours them.
+    is continued with `stop_token` at probability 1. Log P is a sum without a correction for length.
     """
     if tokens.dim() != 2 or tokens.size(0) != 1:
         raise ValueError("beam search continues one prompt of shape (1, time), "
@@ -184,7 +167,7 @@ def beam_search(
         logits = model(tokens) if cache is None else model(new, cache)  # (n, T, V)
         logprobs = logits[:, -1].log_softmax(-1)                        # (n, V)
         if stop_token is not None:
-            logprobs[ended] = float("-inf")
+            logprobs[ended] = -math.inf
             logprobs[ended, stop_token] = 0.0
         total = (scores.to(logprobs)[:, None] + logprobs).flatten()     # (n·V,) beams × tokens
         scores, best = total.topk(min(n_beams, int(total.isfinite().sum())))
@@ -192,9 +175,8 @@ def beam_search(
         tokens = torch.cat([tokens[rows], new], dim=1)                  # (n, T + 1)
         for layer in cache or ():
             layer.select(rows)
-        ended = ended[rows]
         if stop_token is not None:
-            ended = ended | (new[:, 0] == stop_token)
+            ended = ended[rows] | (new[:, 0] == stop_token)
         if ended.all():
             break
     return tokens, scores

@@ -1,7 +1,7 @@
 """Plotting: the look that all figures share.
 
-Lines differ in colour and dash, so that they can be told apart in a grey print.
-Figures are made without pyplot: they need no window and no display, and nothing has to be closed.
+Lines differ in colour and dash, so they can be told apart in a grey print. Figures are made without
+pyplot, so no figure needs a display or has to be closed.
 """
 import io
 import os
@@ -11,8 +11,8 @@ import numpy as np
 
 from minigpt.files import write_atomic
 
-# No window is ever opened here, so MPLBACKEND, which says how, does not matter. matplotlib refuses
-# to be imported if its value is unknown.
+# MPLBACKEND says how matplotlib opens windows. No window is opened here, but matplotlib cannot be
+# imported if the value is unknown, so it is put aside meanwhile.
 _backend = os.environ.pop("MPLBACKEND", None)
 try:
     import matplotlib
@@ -25,31 +25,24 @@ finally:
 # The colour-blind safe set of Okabe and Ito. The first four also differ in brightness.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 DASHES = ["-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 3)), (0, (1, 3))]
-matplotlib.rcdefaults()                 # whatever a matplotlibrc on this machine says
+matplotlib.rcdefaults()                 # a matplotlibrc on this machine changes nothing
 matplotlib.rcParams.update({
     "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=DASHES),
     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9, "legend.frameon": False,
-    "lines.linewidth": 1.8, "figure.dpi": 100, "savefig.dpi": 120,
-})
+    "lines.linewidth": 1.8, "figure.dpi": 100, "savefig.dpi": 120})
 
 
-def figure(
-    width: float = 7.0, height: float = 4.0, rows: int = 1, columns: int = 1, **options,
-) -> tuple[Figure, object]:
+def figure(width: float = 7.0, height: float = 4.0, rows: int = 1, columns: int = 1,
+           **options) -> tuple[Figure, object]:
     """A figure, its size in inches, and its axes: one Axes, or a numpy array of them."""
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
 
 
-def heatmap(
-    axes, matrix, row_labels=None, column_labels=None, label: str | None = None,
-    low: float | None = 0.0, high: float | None = None,
-):
-    """A matrix as shades of blue, dark = large, with labels on both axes.
-
-    With a `label`, a colour bar shows the value of each shade.
-    """
+def heatmap(axes, matrix, row_labels=None, column_labels=None, label: str | None = None,
+            low: float | None = 0.0, high: float | None = None):
+    """A matrix as shades of blue, dark = large; `label` adds a colour bar with the values."""
     image = axes.imshow(np.asarray(matrix), cmap="Blues", vmin=low, vmax=high, aspect="auto",
                         interpolation="nearest")
     axes.grid(False)
@@ -63,24 +56,14 @@ def heatmap(
     return image
 
 
-def loss_curve(
-    rows: list[dict], floor: float | None = None, unit: str = "nats per token",
-) -> Figure:
-    """Training and held-out loss against steps, from the rows that `train` returns.
-
-    `floor` draws the exact entropy of the data as a horizontal line.
-    """
+def loss_curve(rows: list[dict]) -> Figure:
+    """Training and held-out loss against steps, from the rows that `train` returns."""
     fig, axes = figure()
     steps = [row["step"] for row in rows]
     axes.plot(steps[1:], [row["train_loss"] for row in rows[1:]],
               label="training, mean since the point before")
-    if "val_loss" in rows[0]:
-        axes.plot(steps, [row["val_loss"] for row in rows], label="held-out", marker="o",
-                  markersize=3)
-    if floor is not None:
-        axes.axhline(floor, color="black", linestyle=":",
-                     label=f"exact entropy of the data, {floor:.3f}")
-    axes.set(xlabel="optimizer steps", ylabel=f"loss ({unit})")
+    axes.plot(steps, [row["val_loss"] for row in rows], label="held-out", marker="o", markersize=3)
+    axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)")
     axes.legend()
     return fig
 

@@ -1,13 +1,16 @@
-"""The folder of a training run: its settings, and what keeps its files whole and of one run.
+"""The folder of a training run: its files, its settings, and the lock against a second training.
 
-A folder is written by one program at a time (`locked`). Before a run is used, its files are read
-and compared with each other (`read_run`): a run with a file of another run is refused.
+    config.json     settings, checksums and the model's shape  write_run
+    run.lock        exists while a training runs               locked
+    tokenizer.json  the tokenizer                              Tokenizer.save, text/tokenizers.py
+    tokens.bin      the tokens of the text                     write_tokens, text/token_file.py
+    last.pt         the state for an exact resume              save_run, training/checkpoints.py
+    best.pt         the weights with the lowest held-out loss  save_best, the same file
+    metrics.csv     one row per evaluation                     write_metrics, the same file
+    loss.png        the rows as a figure                       draw_loss_curve, commands.py
 
-    config.json     the settings, the checksums of text and tokenizer, and the model's shape
-    tokenizer.json
-    tokens.bin      the text's tokens (`text/token_file.py`)
-    run.lock        there while a training runs
-    *.pt, metrics.csv, loss.png     written during training (`training/checkpoints.py`)
+One program at a time writes in a folder (`locked`). Before a run is used, its files are read and
+compared with each other (`read_run`): a run with a file of another run is refused.
 """
 import argparse
 import hashlib
@@ -38,13 +41,10 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 def positive(text: str) -> float:
     """A type for argparse: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"needs a number above 0, not {text}")
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"needs a number above 0, not {text}")
 
 
 size = whole_number(1, 10**9)
@@ -66,7 +66,6 @@ SETTINGS = {                            # name: (type, default, help); a flag ha
     "seed": (seed, 0, "fixes weights, batches and samples"),
 }
 DEFAULTS = {name: default for name, (_, default, _) in SETTINGS.items()}
-MADE_BEFORE_A_RUN = {"tokenizer.json", "tokens.bin", "run.lock"}        # config.json comes after
 
 
 def check_settings(settings: dict, source: Path) -> None:
@@ -79,13 +78,11 @@ def check_settings(settings: dict, source: Path) -> None:
     for name, (parse, default, _) in SETTINGS.items():
         value = settings[name]
         right = type(value) is type(default) or type(default) is float and type(value) is int
-        try:
-            right = right and parse(str(value)) == value
-        except argparse.ArgumentTypeError:
-            right = False
-        if not right:
-            raise ValueError(f"{source} is damaged: {name} is {value!r}")
-    if not (settings["text"] is None or isinstance(settings["text"], str)):
+        with suppress(argparse.ArgumentTypeError):
+            if right and parse(str(value)) == value:
+                continue
+        raise ValueError(f"{source} is damaged: {name} is {value!r}")
+    if not isinstance(settings["text"], str | None):
         raise ValueError(f"{source} is damaged: text is {settings['text']!r}")
 
 
@@ -99,17 +96,17 @@ def model_config(settings: dict, vocab_size: int) -> GPTConfig:
 def start_settings(folder: Path, given: dict) -> dict:
     """The settings of a new run: those given, and defaults.
 
-    ValueError if the folder holds a run, or anything else. A start that was killed before the run
-    began leaves files that are overwritten.
+    ValueError if the folder holds a run, or other files than a start leaves that was killed before
+    config.json was written.
     """
     here = {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")}
     if "config.json" in here:
         raise ValueError(f"{folder} already holds a run; add --resume to continue it, or choose "
                          "another folder")
-    if others := sorted(here - MADE_BEFORE_A_RUN):
+    if others := sorted(here - {"tokenizer.json", "tokens.bin", "run.lock"}):
         raise ValueError(f"{folder} holds other files ({others[0]}, …); choose a new or empty "
                          "folder")
-    return {**DEFAULTS, **given}
+    return DEFAULTS | given
 
 
 def read_run(folder: Path) -> tuple[dict, Tokenizer, GPTConfig]:
@@ -133,9 +130,8 @@ def read_run(folder: Path) -> tuple[dict, Tokenizer, GPTConfig]:
 def resume_settings(settings: dict, given: dict, folder: Path) -> dict:
     """The settings of a resumed run: a flag may repeat a setting, or raise `max_steps`."""
     for name, value in given.items():
-        if name == "max_steps" and value > settings["max_steps"]:
-            continue
-        if settings[name] != value:
+        grows = name == "max_steps" and value > settings[name]
+        if settings[name] != value and not grows:
             hint = "max_steps can only grow" if name == "max_steps" else "leave the flag out"
             raise ValueError(f"the run in {folder} has {name} {settings[name]!r}, not {value!r}; "
                              f"{hint}, or start a new run in another folder")
@@ -144,7 +140,7 @@ def resume_settings(settings: dict, given: dict, folder: Path) -> dict:
 
 def write_run(folder: Path, settings: dict, config: GPTConfig) -> None:
     """Writes config.json. From now on the folder holds a run."""
-    write_json(folder / "config.json", {**settings, "model": asdict(config)})
+    write_json(folder / "config.json", settings | {"model": asdict(config)})
 
 
 def tokenizer_checksum(folder: Path) -> str:
@@ -156,9 +152,8 @@ def tokenizer_checksum(folder: Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Makes the folder and keeps other trainings out of it; ValueError if one is in it already.
 
-    The lock is the operating system's, on the file run.lock. It ends with the process that holds
-    it, however the process ends, so a lock file that a killed training left behind holds nobody up.
-    A folder that was made here and is empty at the end is removed.
+    The operating system's lock on run.lock ends with the process that holds it, so the file of a
+    killed training locks nothing. A folder that was made here and is empty at the end is removed.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; --out needs a folder")
@@ -170,7 +165,12 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            release_lock(path, descriptor)
+            if os.name != "nt":
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
+            with suppress(OSError):
+                if os.name == "nt":                     # which removes no file that is open
+                    path.unlink()
     finally:
         with suppress(OSError):                         # one that is not empty stays
             for empty in made:
@@ -178,19 +178,18 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def take_lock(path: Path) -> int:
-    """Locks a file and writes into it who holds it; returns the open file."""
+    """Locks a file and writes into it which process holds it; returns the open file."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             lock_file(descriptor)
-        except (BlockingIOError, PermissionError):
+        except BaseException as error:
             holder = os.read(descriptor, 200).decode("utf-8", errors="replace")
             os.close(descriptor)
+            if not isinstance(error, (BlockingIOError, PermissionError)):
+                raise
             raise ValueError(f"{path.parent} is in use by another training ({holder or 'starting'})"
                              "; wait for its end, or choose another folder") from None
-        except BaseException:
-            os.close(descriptor)
-            raise
         # The holder before may have removed the file after it was opened here: then try again.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -214,16 +213,6 @@ def lock_file(descriptor: int) -> None:
     else:
         import fcntl
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def release_lock(path: Path, descriptor: int) -> None:
-    """Removes the lock file and the lock. Windows cannot remove a file that is open."""
-    if os.name != "nt":
-        path.unlink(missing_ok=True)
-    os.close(descriptor)
-    if os.name == "nt":
-        with suppress(OSError):
-            path.unlink()
 
 
 def available_memory() -> int | None:

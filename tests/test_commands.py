@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt import commands
+from minigpt import commands, run_folder
 from minigpt.__main__ import main
-from minigpt.commands import open_run
+from minigpt.commands import load_run
 from minigpt.generation import generate
 from minigpt.training.checkpoints import load_checkpoint
 
@@ -115,7 +115,7 @@ def test_train_writes_what_it_says(run):
 
 
 def test_evaluate_agrees_with_counting_by_hand(run, text, capsys):
-    model, tokenizer = open_run(run, torch.device("cpu"))
+    model, tokenizer = load_run(run, torch.device("cpu"))
     tokens = tokenizer.encode(TEXT)
     with torch.no_grad():               # windows of 12, each read from its own start
         total, count = 0.0, 0
@@ -148,7 +148,7 @@ def test_sample_continues_the_prompt_as_generate_does(run, capsys):
     argv = ["sample", run, "--prompt", "Ana sees", "--max-new-tokens", "30", "--seed"]
     assert main([*argv, "3"]) == 0
     first = capsys.readouterr().out
-    model, tokenizer = open_run(run, torch.device("cpu"))
+    model, tokenizer = load_run(run, torch.device("cpu"))
     prompt = torch.tensor([tokenizer.encode("Ana sees")])
     generator = torch.Generator().manual_seed(3)
     out = generate(model, prompt, 30, temperature=0.8, generator=generator)
@@ -167,7 +167,7 @@ def test_bpe_streams_the_text_that_decoding_all_tokens_at_once_gives(tmp_path, c
     assert main(["train", "--text", str(path), "--out", folder, "--tokenizer", "bpe",
                  "--vocab-size", "280", *SMALL]) == 0
     capsys.readouterr()
-    model, tokenizer = open_run(folder, torch.device("cpu"))
+    model, tokenizer = load_run(folder, torch.device("cpu"))
     for seed in range(4):
         argv = ["sample", folder, "--prompt", "Ж is", "--max-new-tokens", "40", "--temperature",
                 "1.5", "--seed", str(seed)]
@@ -545,7 +545,7 @@ class TestBadInput:
         program = """
 import resource, signal, sys, torch
 torch.set_num_threads(1)
-from minigpt import commands
+from minigpt import commands, run_folder
 from minigpt.training import loop
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 write, calls = loop.write_metrics, []
@@ -609,13 +609,13 @@ sys.exit(commands.main(sys.argv[1:]))"""
 
 
 def test_the_memory_that_is_needed_is_compared_with_the_memory_there_is(monkeypatch):
-    config = commands.model_config({"architecture": "modern", "context_length": 12, "n_layers": 1,
+    config = run_folder.model_config({"architecture": "modern", "context_length": 12, "n_layers": 1,
                                     "n_heads": 2, "d_model": 16}, vocab_size=23)
     needed = 16 * config.n_weights + 4 * 4 * 12 * (12 * 16 + 2 * 23)
-    monkeypatch.setattr(commands, "available_memory", lambda: needed)
-    commands.check_memory(config, batch_size=4)
-    monkeypatch.setattr(commands, "available_memory", lambda: needed - 1)
+    monkeypatch.setattr(run_folder, "available_memory", lambda: needed)
+    commands.check_training_memory(config, batch_size=4)
+    monkeypatch.setattr(run_folder, "available_memory", lambda: needed - 1)
     with pytest.raises(ValueError, match="GB of memory"):
-        commands.check_memory(config, batch_size=4)
-    monkeypatch.setattr(commands, "available_memory", lambda: None)
-    commands.check_memory(config, batch_size=4)
+        commands.check_training_memory(config, batch_size=4)
+    monkeypatch.setattr(run_folder, "available_memory", lambda: None)
+    commands.check_training_memory(config, batch_size=4)

@@ -23,14 +23,12 @@ def test_the_first_four_colours_differ_in_brightness_and_all_lines_in_dash():
     assert len(set(map(str, plotting.DASHES))) == len(plotting.DASHES) == len(plotting.COLOURS)
 
 
-def test_loss_curve_draws_both_losses_and_the_floor():
-    axes = plotting.loss_curve(ROWS, floor=0.5).axes[0]
-    training, held_out, floor = axes.lines
+def test_loss_curve_draws_both_losses():
+    axes = plotting.loss_curve(ROWS).axes[0]
+    training, held_out = axes.lines
     assert list(training.get_xdata()) == [5, 9] and list(training.get_ydata()) == [2.5, 2]
     assert list(held_out.get_xdata()) == [0, 5, 9] and list(held_out.get_ydata()) == [3, 2, 1]
-    assert set(floor.get_ydata()) == {0.5} and axes.get_ylabel() == "loss (nats per token)"
-    without = [{"step": row["step"], "train_loss": row["train_loss"]} for row in ROWS]
-    assert len(plotting.loss_curve(without).axes[0].lines) == 1
+    assert axes.get_ylabel() == "loss (nats per token)"
 
 
 def test_heatmap_shows_the_matrix_with_its_labels():
@@ -51,7 +49,7 @@ def test_save_makes_folders_and_leaves_no_rubbish(tmp_path):
 PROGRAM = """
 import sys
 from minigpt import plotting
-plotting.save(plotting.loss_curve([{"step": 0, "train_loss": 1.0}]), sys.argv[1])
+plotting.save(plotting.loss_curve([{"step": 0, "train_loss": 1.0, "val_loss": 2.0}]), sys.argv[1])
 """
 
 
@@ -66,5 +64,6 @@ def test_unusual_settings_of_matplotlib_do_not_matter(tmp_path, setting):
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "a.png")],
                           env={**os.environ, **setting}, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "a.png").read_bytes() == plotting.save(
-        plotting.loss_curve([{"step": 0, "train_loss": 1.0}]), tmp_path / "b.png").read_bytes()
+    rows = [{"step": 0, "train_loss": 1.0, "val_loss": 2.0}]
+    here = plotting.save(plotting.loss_curve(rows), tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == here.read_bytes()
