@@ -102,9 +102,9 @@ lesson.check("E_π[ r − β log(π/π_ref) ] = E_π[r] − β·KL",
 # **KL ≥ 0.** This fact is used twice below. The logarithm is concave, so by Jensen's inequality the
 # mean of a logarithm is at most the logarithm of the mean:
 #
-#     −KL(π‖q) = E_π[ log(q/π) ] ≤ log E_π[ q/π ] = log Σ_y π(y)·q(y)/π(y) = log Σ_y q(y) ≤ 0
+#     −KL(π‖q) = E_π[ log(q/π) ] ≤ log E_π[ q/π ] = log Σ_y π(y)·q(y)/π(y) = log Σ_y q(y) = 0
 #
-# Equality holds only if q/π is constant, that is, if q = π. (The last sum is at most 1.)
+# The last sum is 1. Equality holds only if q/π is constant, that is, if q = π.
 #
 # **One price for each token.** log π(y|x) is a sum over tokens, so the price is a sum too: each
 # action aₜ pays −β log( π(aₜ|sₜ)/π_ref(aₜ|sₜ) ), and the last action also receives r. Course D
@@ -436,9 +436,9 @@ lesson.figure(fig, "clip")
 # each state. It is trained in the same loop: PPO adds the squared error ½(V(sₜ) − returnₜ)² to its
 # loss. The mean of the returns from a state minimises it, and this mean is the true V(s).
 #
-# Each action changes the estimate by δₜ = rₜ + γV(sₜ₊₁) − V(sₜ), the one-step error. Here γ ≤ 1
-# discounts later rewards. GAE (Schulman et al. 2016, eq. 16) adds up this error and all later ones,
-# with weights that are multiplied by γλ at each step:
+# Each action changes the estimate by δₜ = rₜ + γV(sₜ₊₁) − V(sₜ), the one-step error. γ ≤ 1 makes
+# later rewards count less. GAE (Schulman et al. 2016, eq. 16) adds up this error and all later
+# ones. Each step multiplies the weight by γλ (PPO below has γ = 1 and λ = 0.95):
 #
 #     Aₜ = δₜ + (γλ) δₜ₊₁ + (γλ)² δₜ₊₂ + …          as a recursion: Aₜ = δₜ + γλ Aₜ₊₁
 #
