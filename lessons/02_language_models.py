@@ -144,7 +144,7 @@ lesson.check("any conditionals that sum to 1: Σ over all sequences = 1", total,
 # if the scores after its histories are large. Local normalisation removes this effect.
 
 # %%
-y = torch.randn(V + 1, V, generator=lesson.generator).double()  # y[0] at the start, y[w + 1] after w
+y = torch.randn(V + 1, V, generator=lesson.generator).double()  # y[0] at the start; y[w + 1] after
 score = y.exp()
 local = score / score.sum(1, keepdim=True)
 lesson.check("s / Σs with s = e^y is softmax(y)", local, torch.softmax(y, 1), atol=1e-12,
@@ -498,6 +498,7 @@ for n in sizes:
                 label=f"{length[n]:,} characters")
 centre.set(xlabel="order n", ylabel="held-out contexts never counted (%)",
            title="Longer contexts are rarer")
+left.set_xticks(sorted({*ORDERS[1:], *network_orders}))
 for k in ORDERS[1:]:
     right.plot(length.values(), [loss["count"][n, k] for n in sizes], marker="o",
                label=f"{k}-gram")
