@@ -59,8 +59,7 @@ state = torch.zeros_like(answers)                                       # (81, T
 for t in range(1, T):
     state[:, t] = state[:, t - 1] * V + 1 + answers[:, t - 1]
 theta = torch.randn(40, V, generator=lesson.generator, requires_grad=True)          # (40, V)
-r = torch.zeros(len(answers), T)                                        # (81, T) rₜ
-r[:, 1:] = (answers[:, 1:] > answers[:, :-1]).double()
+r = nn.functional.pad((answers[:, 1:] > answers[:, :-1]).double(), (1, 0))          # (81, T) rₜ
 R = r.sum(1)                                                            # (81,) R(τ)
 
 
@@ -245,14 +244,15 @@ lesson.check("∇J = E[∇ log P(τ) · R(τ)]", (P * R) @ scores, true_gradient
 # What is ∇ log P_θ(τ)? In lesson 15 the cat walks on a wet floor. A trajectory starts in s₀, and
 # policy and floor alternate: the policy chooses aₜ, and the floor decides where the step ends. So
 #
-#     P_θ(τ) = P(s₀) · Πₜ π_θ(aₜ|sₜ) T(sₜ₊₁|sₜ, aₜ)                               t = 0 … T − 1
-#     log P_θ(τ) = log P(s₀) + Σₜ log π_θ(aₜ|sₜ) + Σₜ log T(sₜ₊₁|sₜ, aₜ)           log of a product
+#     P_θ(τ) = P(s₀) · Πₜ π_θ(aₜ|sₜ) P(sₜ₊₁|sₜ, aₜ)                               t = 0 … T − 1
+#     log P_θ(τ) = log P(s₀) + Σₜ log π_θ(aₜ|sₜ) + Σₜ log P(sₜ₊₁|sₜ, aₜ)           log of a product
 #     ∇ log P_θ(τ) =              Σₜ ∇ log π_θ(aₜ|sₜ)                             the rest has no θ
 #
-# T(s′|s, a) is the transition probability. Errata: course D writes T(sₜ₊₁|sₜ, θₜ). A transition
-# depends on the action aₜ; if it depended on θ, it could not be dropped. Its product runs from s₁
-# to s_{T+1}, but its own trajectory runs from s₀ to s_T. In its second line the left side lacks the
-# log. So the gradient can be estimated without knowing the floor. We check this on a small map. The
+# The last factor is the transition. Errata: course D writes T(sₜ₊₁|sₜ, θₜ). But it depends on aₜ,
+# and if it depended on θ, it could not be dropped. The course's product goes from s₁ to s_{T+1},
+# but its trajectory from s₀ to s_T. In its second line the left side lacks the log.
+#
+# So the gradient can be estimated without knowing the floor. We check this on a small map. The
 # left side is log P_θ(τ) with the floor, by finite differences. The right side is counted in loops,
 # with the derivative of a softmax over a row of logits:
 #
@@ -261,8 +261,8 @@ lesson.check("∇J = E[∇ log P(τ) · R(τ)]", (P * R) @ scores, true_gradient
 #
 # where [a = b] is 1 if a = b and 0 otherwise. The derivative by a logit of another state is 0.
 #
-# For a language model the next state is the prefix with the new token, with probability 1. So all
-# log T are 0, and log P_θ(τ) = Σₜ log π_θ(aₜ|sₜ), as in section 1.
+# For a language model the next state is the prefix with the new token, with probability 1. So the
+# transition's log is 0, and log P_θ(τ) = Σₜ log π_θ(aₜ|sₜ), as in section 1.
 
 # %%
 grid = Grid("""
