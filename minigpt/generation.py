@@ -124,16 +124,18 @@ def check_prompt(model, tokens: Tensor, max_new_tokens: int, mask: Tensor | None
                          "text; give it prompts of one length at a time")
 
 
-def generate(model, tokens: Tensor, max_new_tokens: int, *, stop_token: int | None = None,
-             **options) -> Tensor:
+def generate(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
+             top_k: int | None = None, top_p: float | None = None,
+             generator: Generator | None = None, stop_token: int | None = None, **options) -> Tensor:
     """Continues prompts: (B, T) -> (B, T + m), where m ≤ max_new_tokens.
 
     After its first `stop_token`, a row is filled with stop tokens; generation ends when every row
-    has one. The options are those of `stream`.
+    has one. The options `use_cache` and `mask` are those of `stream`.
     """
     pieces = [tokens]
     stopped = torch.zeros(tokens.size(0), dtype=torch.bool, device=tokens.device)       # (B,)
-    for new, _ in stream(model, tokens, max_new_tokens, **options):
+    steps = stream(model, tokens, max_new_tokens, temperature, top_k, top_p, generator, **options)
+    for new, _ in steps:
         if stop_token is not None:
             new = new.masked_fill(stopped, stop_token)
             stopped |= new == stop_token
