@@ -441,7 +441,7 @@ for axes, heights in columns.items():
     axes.bar(places, heights, color=colours, edgecolor="black")
     axes.set_xticks(list(places), ["r = 1", "2", "4", "8", f"all\n{FULL_RATE:g}",
                                    f"all\n{LORA_RATE:g}"])
-    axes.set_xlabel(f"LoRA of rank r (rate {LORA_RATE:g}), or all weights (rate below)")
+    axes.set_xlabel(f"LoRA of rank r, rate {LORA_RATE:g}; all weights, two rates")
     axes.grid(axis="x", visible=False)
 for place, n in zip(places, names):
     size.text(place, results[n]["bytes"] / 1024, f"{results[n]['parameters']:,}", ha="center",
