@@ -126,7 +126,8 @@ def check_prompt(model, tokens: Tensor, max_new_tokens: int, mask: Tensor | None
 
 def generate(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None,
-             generator: Generator | None = None, stop_token: int | None = None, **options) -> Tensor:
+             generator: Generator | None = None, stop_token: int | None = None,
+             **options) -> Tensor:
     """Continues prompts: (B, T) -> (B, T + m), where m ≤ max_new_tokens.
 
     After its first `stop_token`, a row is filled with stop tokens; generation ends when every row
