@@ -1,12 +1,18 @@
-"""Lesson 11: the sentiment neuron, or what a network finds out because it helps to guess the next letter.
+"""Lesson 11: the sentiment neuron: a character model learns a sentiment that nobody labelled.
 
-You will see    a character-level LSTM that reads film reviews and is never told which are favourable; one number of its memory
-                that says so all the same; a review as that unit hears it; and new reviews, for or against, by holding the unit.
-Source          course C, "The sentiment neuron"; Radford, Jozefowicz and Sutskever 2017 (arXiv:1704.01444), §§3–5, figs. 3 and 4.
-Expect          2 minutes on one core (quick: about 10 s); every check passes; the network ends within 0.5 bits of the exact entropy of
-                a review, 17; one unit tells 87 to 100 % of fresh reviews apart (five seeds), where counted words tell 50 %; held, it
-                decides their mood.
-Not here        82 million real reviews, 4,096 units and a multiplicative LSTM, as in the paper; ours are small and from a grammar.
+You will see    a character-level LSTM that reads film reviews without their labels; one unit of its
+                memory that separates favourable from unfavourable reviews; its value along a
+                review; and new reviews, for or against a film, written with this unit held fixed.
+Source          course C, "GPT-0: The sentiment neuron (2017)"; Radford, Jozefowicz and Sutskever
+                2017 (arXiv:1704.01444), §§3–5, figures 3 and 4.
+Expect          2 minutes on one core (10 s with --quick); every check passes; the loss ends
+                0.09 bits per review above the exact entropy, 17 bits; one unit is right for 96 to
+                100 % of fresh reviews (seeds 0, 5 and 6), where logistic regression on words is
+                right for 50 %; held fixed, this unit decides the stance of 99 to 100 % of the
+                written reviews that the grammar can parse.
+Not here        82 million real reviews, 4,096 units and a multiplicative LSTM, as in the paper;
+                this lesson's reviews come from a grammar, and its network has 128 units.
+Shapes          N reviews, T characters, H units, V different characters, F features, B batch.
 """
 # %%
 import copy
@@ -24,65 +30,104 @@ from minigpt.models.recurrent import RecurrentLM
 from minigpt.text.padding import pad
 from minigpt.text.tokenizers import CharTokenizer
 from minigpt.training.loop import TrainingConfig, train
-from minigpt.training.losses import bits, cross_entropy, next_token_loss
+from minigpt.training.losses import bits, cross_entropy, next_token_loss, sequence_logprobs
 from minigpt.worlds import reviews
 from minigpt.worlds.reviews import AGAINST, FOR
 
 lesson = Lesson("11_sentiment_neuron", threads=1)
 
 # %% [markdown]
-# ## 1. Reviews whose mood no word gives away
-# A reviewer is for a film or against it, and writes five sentences from a grammar (`minigpt/worlds/reviews.py`). Who is for it may
-# praise ("was superb"), deny the opposite ("was never dull"), or do both ("dull at first, but superb by the end"). Praise and
-# denial are equally likely, so *superb* is as frequent in one stance as in the other, and so is *never*, and every other word.
+# ## 1. Reviews whose stance is not shown by any single word
+# A review is for a film or against it: this is its **stance**. A grammar
+# (`minigpt/worlds/reviews.py`) writes its five sentences. A favourable opinion is stated ("was
+# superb"), or the opposite is denied ("was never dull"), or both words occur ("dull at first, but
+# superb by the end"). Statement and denial have the same probability. So each word has the same
+# expected count in both stances: *superb*, *never*, and every other word.
 #
-# The grammar can also read: a review parses under one stance only. So the true label of any text, written by the grammar or
-# by a network, is a fact and not an opinion.
+# The grammar can also read: each review can be written under one stance only. So the label of any
+# text, written by the grammar or by a network, is known without error.
 
 # %%
 fresh, stances = reviews.sample_many(lesson.pick(full=2_100, quick=600), seed=2 * lesson.seed + 1)
-training, _ = reviews.sample_many(lesson.pick(full=12_000, quick=1_500), seed=2 * lesson.seed)          # the labels stay here, for good
+# The labels of the reviews for training are not kept.
+training, _ = reviews.sample_many(lesson.pick(full=12_000, quick=1_500), seed=2 * lesson.seed)
 for stance in (FOR, AGAINST):
     print(f"  {reviews.STANCES[stance]:<8} {fresh[stances.index(stance)]}")
 by_parsing = [reviews.label(text) for text in fresh[:500]]
-lesson.check("label by parsing = the stance that was drawn, 500 reviews", by_parsing, stances[:500], atol=0, source="grammar")
+lesson.check("label by parsing = the stance that was drawn, 500 reviews", by_parsing, stances[:500],
+             atol=0, source="the grammar")
 
 # %% [markdown]
-# How many bits does a review hold? The stance is one. Then, sentence by sentence, with H(p, q, …) the entropy of a choice and Q that
-# of a quality, which has three forms, of probability ⅖, ⅖, ⅕; the first two name one word out of 4, the last two words:
+# How many bits does a review contain? The entropy of a sequence of choices is the sum of the
+# choices' entropies (chain rule). Write H(p, q, …) for the entropy of one choice with these
+# probabilities. The stance is 1 bit. An opinion has one of three forms, with probabilities ⅖, ⅖ and
+# ⅕; the first two contain one word out of 4 (2 bits), the third contains two such words (4 bits).
+# Together an opinion has Q bits:
 #
-#     who and how       log₂ 8                                   = 3
-#     the first look    log₂ 4 + Q            Q = H(⅖, ⅖, ⅕) + ⅖·2 + ⅖·2 + ⅕·4
-#     the second        H(⅔, ⅓) + ⅔ (1 + Q) + ⅓·1                            "It lasted two hours" is the ⅓
-#     feeling, advice   2, 1
+#     an opinion        Q = H(⅖, ⅖, ⅕) + ⅖·2 + ⅖·2 + ⅕·4
+#     the opening       log₂ 8 = 3                    2 verbs × 4 names
+#     the first look    log₂ 4 + Q                    4 subjects (the plot, the cast, …)
+#     the second look   H(⅔, ⅓) + ⅔ (1 + Q) + ⅓·1     with probability ⅓: "It lasted two hours" or
+#                                                     "three hours", without an opinion
+#     the feeling       2                             2 forms × 2 words
+#     the advice        1                             2 forms
 #
-# The library adds this up by walking over the rules. A third way knows neither: draw reviews, and average what each one
-# costs, −log₂ P(review). That is right within a few standard errors of the mean.
+# The library computes the same number from the rules of the grammar. A third way is to average
+# −log₂ P(review) over 500 drawn reviews: this mean is within a few standard errors of the entropy.
 
 # %%
 def H(*p):
+    """The entropy in bits of a choice with these probabilities."""
     return -sum(q * math.log2(q) for q in p)
 
 
 Q = H(0.4, 0.4, 0.2) + 0.4 * 2 + 0.4 * 2 + 0.2 * 4
 by_parts = 1 + 3 + (2 + Q) + (H(2 / 3, 1 / 3) + 2 / 3 * (1 + Q) + 1 / 3) + 2 + 1
 costs = torch.tensor([reviews.surprisal(text) for text in fresh[:500]])
-lesson.check("entropy of a review, by the rules = by parts", reviews.entropy(), by_parts, atol=1e-9, source="chain rule of entropy")
-error = costs.std().item() / 500**0.5                                   # the standard error of the mean
-lesson.check("entropy = mean of −log₂ P(review), 500 drawn, within 4 errors", costs.mean(), by_parts, atol=4 * error, source="Shannon 1948")
-print(f"      {reviews.entropy():.2f} bits a review, {reviews.REVIEWS[FOR].expected_length():.0f} characters on average")
+lesson.check("entropy of a review, from the rules = by parts", reviews.entropy(), by_parts,
+             atol=1e-9, source="chain rule of entropy")
+error = costs.std().item() / 500**0.5                                   # standard error of the mean
+lesson.check("entropy = mean of −log₂ P(review), within 4 standard errors", costs.mean(), by_parts,
+             atol=4 * error, source="Shannon 1948")
+print(f"      {reviews.entropy():.2f} bits per review, "
+      f"{reviews.REVIEWS[FOR].expected_length():.0f} characters on average")
 
 # %% [markdown]
-# What could a classifier of words do, if it *were* shown labels? Logistic regression on counts, P(for | x) = σ(w·x + b), with the
-# L1 penalty that the paper uses, λ Σ|wⱼ|: it sets useless weights to exactly 0. (Each step walks down the slope, then moves
-# every weight by the same amount towards 0, and stops there.) Two kinds of features: the words of lesson 01's bag, and pairs of
-# neighbouring words, in which "never dull" is one feature. Each classifier reads the review's first three sentences, of which more below.
+# What can a classifier of word counts learn, *with* labels? Take logistic regression. Let x be the
+# F counts of a review, y = 1 for a favourable review and 0 for the others, w the weights and b a
+# number:
+#
+#     P(for | x) = σ(w·x + b)            loss = mean of −log P(y | x)  +  λ Σⱼ |wⱼ|
+#
+# The second term is the L1 penalty that the paper uses: it sets useless weights to exactly 0.
+# Each step below goes down the gradient of the first term, then moves every weight towards 0 by the
+# same amount, and stops it there.
+#
+# On these reviews it cannot learn anything from words. Take w = 0 and b = 0, so P(for | x) = ½.
+# The gradient of the first term, over infinitely many reviews, is
+#
+#     ∂/∂wⱼ = E[(σ(0) − y) xⱼ] = E[(½ − y) xⱼ] = ¼ (E[xⱼ | against] − E[xⱼ | for]) = 0
+#
+# since half of the reviews have y = 1 and the expected counts are equal. The loss is convex, so a
+# point with gradient 0 is the minimum: the best logistic regression on words predicts ½ always.
+#
+# This is a statement about logistic regression, not about every linear rule. Equal means do not
+# imply equal distributions. A rule that we choose by hand, with the grammar in view, does better:
+# count the words of praise, *laughed*, *smiled*, *never*, *not*, *see* and *hours*. A favourable
+# review has exactly one in each of its last four sentences, so its score is always 4. An
+# unfavourable one has the mean 4, but its score varies, and in 40 % of the cases it is below 4. So
+# the rule "for if the score is at least 4" is right for ½·100 % + ½·40 % = 70 % of the reviews.
+#
+# As features we take words (the bag of lesson 01) and also pairs of neighbouring words, in which
+# "never dull" is one feature. Each classifier reads the first three sentences of a review, as the
+# unit in part 3 will.
 
 # %%
 def logistic(x, y, penalty=0.01, steps=1_000):
-    """Weights w (F,) and b that make σ(x w + b) likely for labels y (N,) ∈ {0, 1}, less penalty·Σ|w|; x (N, F)."""
+    """The w (F,) and b that minimise the loss above, for x (N, F) and y (N,) of zeros and ones."""
     w, b = x.new_zeros(x.size(1)), x.new_zeros(())
-    rate = 4 / (torch.linalg.matrix_norm(x, 2) ** 2 / len(x) + 1)       # 1 / the greatest curvature that the loss can have
+    # 1 / the largest possible curvature of the loss: a step of this size cannot increase the loss.
+    rate = 4 / (torch.linalg.matrix_norm(x, 2) ** 2 / len(x) + 1)
     for _ in range(steps):
         error = torch.sigmoid(x @ w + b) - y                            # (N,)
         w = w - rate * x.T @ error / len(x)                             # (F, N) @ (N) -> (F)
@@ -96,15 +141,15 @@ def accuracy(guess, truth):
 
 
 def third_stop(text):
-    """How many characters the first three sentences have, with their full stops."""
+    """The number of characters in the first three sentences, with their full stops."""
     return [at for at, character in enumerate(text, 1) if character in ".!"][2]
 
 
-def bag(texts, names):
-    return torch.tensor([[counts[name] for name in names] for counts in texts], dtype=torch.float32)        # (N, F)
+def bag(counters, names):
+    return torch.tensor([[float(counts[name]) for name in names] for counts in counters])   # (N, F)
 
 
-LABELLED = 100                                                          # all the labels to learn from, unless it is said otherwise
+LABELLED = 100                          # the number of labels for the unit and its comparisons
 truth = torch.tensor(stances)                                           # (N,)
 half = len(fresh) // 2
 read_so_far = [re.findall(r"\w+", text[:third_stop(text)]) for text in fresh]
@@ -115,27 +160,51 @@ for kind, width in (("words", 1), ("pairs of words", 2)):
     for shown in (LABELLED, half):
         w, b = logistic(features[:shown], truth[:shown])
         baseline[kind, shown] = accuracy(features[half:] @ w + b > 0, truth[half:] == FOR)
-        print(f"    counts of {kind:<15} {shown:5d} labels: {baseline[kind, shown]:6.1%} of the other half right")
-coin = 4 * 0.5 / half**0.5
-lesson.claim("counting words is no better than a coin, however many labels", abs(baseline["words", half] - 0.5) < coin,
-             f"{baseline['words', half]:.1%} with {half:,} labels; a coin lands within 50 ± {coin:.1%}; "
-             f"pairs of words reach {baseline['pairs of words', half]:.1%}")
+        print(f"    logistic regression on {kind:<15}{shown:5d} labels: "
+              f"{baseline[kind, shown]:6.1%} of the other half right")
+chance = 4 * 0.5 / half**0.5                        # four standard deviations of a random guess
+lesson.claim("logistic regression on words is no better than chance, with all the labels",
+             abs(baseline["words", half] - 0.5) < chance,
+             f"{baseline['words', half]:.1%} with {half:,} labels; random guesses are right for "
+             f"50 ± {100 * chance:.1f} %; pairs of words reach "
+             f"{baseline['pairs of words', half]:.1%}")
+
+counts_for = {"charming", "lovely", "splendid", "superb", "laughed", "smiled",
+              "never", "not", "see", "hours"}
+scores = torch.tensor([sum(word in counts_for for word in re.findall(r"\w+", text))
+                       for text in fresh])                              # (N,)
+lesson.check("by hand: the score of every favourable review is 4", scores[truth == FOR],
+             torch.full((int((truth == FOR).sum()),), 4), atol=0, source="derived above")
+chosen_by_hand = accuracy(scores >= 4, truth == FOR)
+lesson.claim("a linear rule on words, chosen by hand, is right for more than 60 %",
+             chosen_by_hand > 0.6, f"{chosen_by_hand:.1%} of {len(fresh):,} whole reviews")
 
 # %% [markdown]
-# ## 2. Read a lot, and guess the next letter
-# Now the network. It sees characters only, and its loss is the one of lesson 02, −Σ log P(uᵢ | u_<i). Nobody tells it where words
-# end, what they mean, or that reviewers have a stance. But: once a reviewer is known to be *for*, "And the songs were never …" must
-# go on with *awful, boring, dull* or *feeble*; without the stance it could be eight words instead of four. One bit lost. "I laughed"
-# or "I groaned", another; and "see it" or "miss it". Whoever wants those bits has to work the stance out, carry it over dozens of
-# characters, and keep it apart from all else. *That* is why a sentiment neuron can come out of guessing letters.
+# ## 2. Read many reviews, and predict the next character
+# The network sees characters only. Its loss is the one of lesson 02, −Σ log P(uᵢ | u_<i). Nothing
+# tells it where words end, what they mean, or that reviews have a stance. But a model that uses the
+# stance needs fewer bits:
 #
-# It is lesson 03's LSTM, with a linear layer on h. As there, the probability of a text is the same whether it is read at once or
-# a character at a time with the state handed on, and it can be multiplied up from the single conditionals.
+# - After "And the songs were never …" a favourable review continues with *awful*, *boring*, *dull*
+#   or *feeble*. A model without the stance has to allow eight words instead of four: 1 bit more.
+# - "I laughed" or "I groaned": 1 bit more. "See it" or "miss it": 1 bit more.
+#
+# To save these bits, a model must find the stance, keep it for dozens of characters, and not mix it
+# with other things. So a unit for the sentiment can result from the prediction of characters.
+# Training on prediction gives a representation of a whole text, and course C names this as the use
+# of language models in practice ("What are Language Models?").
+#
+# The network is lesson 03's LSTM, with a linear layer on h. Its probability of a text must be the
+# same whether it reads the text at once, or one character at a time and hands on its state. The
+# second way below multiplies the conditional probabilities (course C, "Local Normalisation").
+#
+# Items: C05
 
 # %%
 tokenizer = CharTokenizer.train("\n" + "".join(training))
-END, = tokenizer.encode("\n")                                           # stands before each review and after it
-probe = RecurrentLM(tokenizer.vocab_size, d_embedding=5, d_hidden=7, generator=lesson.generator).double()
+END, = tokenizer.encode("\n")                       # stands before each review and after it
+probe = RecurrentLM(tokenizer.vocab_size, d_embedding=5, d_hidden=7, generator=lesson.generator)
+probe.double()
 for parameter in probe.parameters():
     torch.nn.init.normal_(parameter, std=0.7, generator=lesson.generator)
 line = torch.tensor([[END, *tokenizer.encode(fresh[0]), END]])          # (1, T)
@@ -145,22 +214,33 @@ with torch.no_grad():
     for t in range(line.size(1) - 1):
         scores = probe(line[:, t:t + 1], cache)[0, -1].exp()            # (V,)
         one_by_one *= (scores[line[0, t + 1]] / scores.sum()).item()
-lesson.check("log P(review), in one pass = product of conditionals", at_once, math.log(one_by_one), atol=1e-9, source="C: chain rule")
+lesson.check("log P(review), read at once = product of conditionals", at_once,
+             math.log(one_by_one), atol=1e-9, source="C: Local Normalisation")
 
 # %% [markdown]
-# One thing of lesson 03 matters here. With the usual forget bias of 1 a unit starts out forgetting within 3.7 steps, and little gradient
-# tells the network that a word fifty characters back would have helped. So each unit gets a memory span τ of its own, b_f = ln(τ − 1)
-# and b_i = −½ ln τ, spread evenly on a logarithmic scale from 2 characters to 160: most for spelling, a few for the review as a whole.
+# One detail of lesson 03 matters here: how long a unit keeps its memory at the start of training.
+# If the forget gate is f, a value is multiplied by f at each step, and f^n ≈ e^(−n(1−f)). So the
+# memory lasts about τ = 1/(1 − f) steps: its **span**. The usual forget bias of 1 gives f = 0.73
+# and τ = 3.7. With so short a span, almost no gradient reaches a word fifty characters back.
 #
-# A window for training begins where a review begins, and runs on into the next.
+# So each unit gets its own span, from 2 to 160 characters, evenly spaced on a logarithmic scale:
+#
+#     f = σ(b_f) = 1 − 1/τ          →    b_f = ln(f/(1 − f)) = ln(τ − 1)
+#     i = σ(b_i) ≈ 1/√τ             ←    b_i = −½ ln τ
+#
+# The reason for the second line: a memory that adds an input i·g with variance i² Var(g) at each
+# step, and multiplies by f, has the variance i² Var(g)/(1 − f²) ≈ i² Var(g) τ/2. With i ≈ 1/√τ all
+# units have memories of about the same size.
+#
+# A window for training begins where a review begins, and continues into the next reviews.
 
 # %%
 judged, present = pad([[END, *tokenizer.encode(text), END] for text in fresh],
                       side="right", value=END)                          # (N, longest) each
-exact_bits = sum(map(reviews.surprisal, fresh[:300])) / 300                             # what these very reviews cost, exactly
+exact_bits = sum(map(reviews.surprisal, fresh[:300])) / 300     # the least that these can cost
 
 encoded = [tokenizer.encode("\n" + text) for text in training]
-corpus = torch.tensor([token for review in encoded for token in review])                # (all characters,)
+corpus = torch.tensor([token for review in encoded for token in review])        # (all characters,)
 starts = torch.tensor([0] + [len(review) for review in encoded]).cumsum(0)
 LENGTH, BATCH, WIDTH = 128, 128, 128
 starts = starts[starts + LENGTH < len(corpus)]
@@ -168,61 +248,85 @@ starts = starts[starts + LENGTH < len(corpus)]
 
 def next_batch(generator):
     first = starts[torch.randint(len(starts), (BATCH,), generator=generator)]
-    return corpus[first[:, None] + torch.arange(LENGTH + 1)].to(lesson.device)          # (B, T + 1)
+    return corpus[first[:, None] + torch.arange(LENGTH + 1)].to(lesson.device)  # (B, T + 1)
 
 
 def review_bits(model):
-    """Bits a review, its end included, on the first 300 fresh ones."""
+    """Bits per review, its end included, on the first 300 fresh ones."""
     tokens, real = judged[:300].to(lesson.device), present[:300, 1:]
-    return {"val_loss": bits(cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], real.to(lesson.device)).item()) * real.sum().item() / 300}
+    nats = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], real.to(lesson.device)).item()
+    return {"val_loss": bits(nats) * real.sum().item() / 300}
 
 
-model = RecurrentLM(tokenizer.vocab_size, d_embedding=32, d_hidden=WIDTH, generator=lesson.generator)
+model = RecurrentLM(tokenizer.vocab_size, d_embedding=32, d_hidden=WIDTH,
+                    generator=lesson.generator)
 lstm = model.layers[0]
 spans = torch.logspace(math.log10(2), math.log10(160), WIDTH)           # (H,) τ
 lstm.forget_bias.copy_((spans - 1).log())
 lstm.b.data[:WIDTH] = -0.5 * spans.log()                                # the input gate comes first
 model.to(lesson.device)
-config = TrainingConfig(max_steps=lesson.pick(full=500, quick=10), learning_rate=2e-3, weight_decay=0.0, optimizer="muon",
+config = TrainingConfig(max_steps=lesson.pick(full=500, quick=10), learning_rate=2e-3,
+                        weight_decay=0.0, optimizer="muon",
                         evaluate_every=lesson.pick(full=100, quick=20), seed=lesson.seed)
-print(f"  {count_parameters(model):,} parameters, {config.max_steps} steps of {BATCH} × {LENGTH} characters")
+print(f"  {count_parameters(model):,} parameters, "
+      f"{config.max_steps} steps of {BATCH} × {LENGTH} characters")
 
 
 def on_row(row):
-    above = row["val_loss"] - exact_bits
-    print(f"  step {row['step']:5d}   {row['val_loss']:7.2f} bits a review, {above:7.2f} above the floor", flush=True)
+    print(f"  step {row['step']:5d}   {row['val_loss']:7.2f} bits per review, "
+          f"{row['val_loss'] - exact_bits:7.2f} above the entropy", flush=True)
 
 
 history = train(model, next_batch, next_token_loss, config, review_bits, on_row=on_row)
 gap = history[-1]["val_loss"] - exact_bits
-lesson.claim("within half a bit a review of the exact entropy, on fresh reviews", gap < 0.5,
-             f"{gap:.2f} bits above the {exact_bits:.2f} that these reviews hold", full_run=True)
+lesson.claim("within half a bit per review of the exact value, on fresh reviews", gap < 0.5,
+             f"{gap:.2f} bits above the {exact_bits:.2f} of these reviews", full_run=True)
 
 # %% [markdown]
-# Half a bit above the floor is only possible with the stance. Who writes perfect sentences but forgets the stance after each pays one bit
-# more for the feeling, one for the advice, and one for the second look if it holds an opinion, ⅔ on average: the dotted line. Where the
-# curve falls below it, the network has begun to carry the stance.
+# Half a bit above the entropy is possible only with the stance. A model with perfect sentences that
+# forgets the stance after each of them pays 1 bit more for the feeling, 1 for the advice, and 1 for
+# the second look if it has an opinion, ⅔ of a bit on average: 2⅔ bits, the dotted line. Where the
+# curve is below this line, the network carries the stance from sentence to sentence.
 
 # %%
 fig, axes = plotting.figure(7, 3.6)
 above = [row["val_loss"] - exact_bits for row in history]
-axes.semilogy([row["step"] for row in history], above, marker="o", markersize=4, label="LSTM, on fresh reviews")
-axes.axhline(2 + 2 / 3, color="black", linestyle=":", label="what forgetting the stance after each sentence costs: 2⅔ bits")
-axes.set(xlabel="optimizer steps", ylabel="bits a review above the entropy", title="The loss, seen from its floor")
+axes.semilogy([row["step"] for row in history], above, marker="o", markersize=4,
+              label="LSTM, on fresh reviews")
+axes.axhline(2 + 2 / 3, color="black", linestyle=":",
+             label="2⅔ bits: the stance is forgotten after each sentence")
+axes.set(xlabel="optimizer steps", ylabel="bits per review above the entropy",
+         title="The loss, measured from the entropy")
 axes.legend()
 lesson.figure(fig, "loss")
 
 # %% [markdown]
 # ## 3. One unit
-# The network is trained and stays as it is. Its memory is c, 128 numbers a character. Where to read it? Not at the very end:
-# after "My advice: miss it!" nothing more has to be guessed, and the network may forget. Nor at one place only: units that prepare the
-# next word show the stance for a moment too, and holding one of those changes nothing. A memory knows as soon as it can be known, and
-# still knows a sentence later. The first look is always an opinion, so the label is in the text at the **second full stop**; at the
-# **third**, feeling and advice are still to come, and in a third of reviews the sentence before was "It lasted two hours" or "three".
+# From here on the network does not change. Its memory c has 128 numbers after each character. Where
+# should we read it? Not at the end: after "My advice: miss it!" the stance is of no further use. We
+# read at the **third full stop**. The feeling and the advice are still to come, so the network
+# needs the stance. And in a third of the reviews, the sentence just read was "It lasted two hours"
+# or "three hours", which says nothing about the stance.
 #
-# A hundred labelled reviews choose the unit and its threshold, and nothing else: for each unit, the threshold is half way between its
-# mean over the favourable and its mean over the unfavourable, at both stops; the unit that is right most often, there and there, is taken.
-# It is judged on other reviews at the third full stop. Below you will see all other places too.
+# A hundred labelled reviews choose the unit and its threshold. No other labels are used. The
+# **threshold** of a unit is the value that puts most of the hundred on the right side. (The middle
+# between the two stances' means would be a poor threshold. A unit also holds other things, such as
+# the form of the second look, so its values form several groups, and the means depend on how many
+# reviews each group has.)
+#
+# Several units separate the stances, but the network does not use all of them: it may store a copy
+# that it does not read. So take the five units with most of the hundred right, and measure what the
+# network loses if the unit is wrong. Hold the unit at one value from the first character to the
+# last (part 5 says how): once far on the right side, once far on the wrong side.
+#
+#     price = mean of  log₂ P(review | held on the right side) − log₂ P(review | on the wrong side)
+#
+# in bits per review. A unit that the network does not read has the price 0. We take the unit with
+# the highest price, and judge it on other reviews.
+#
+# "Far" means three times as far from the middle as the stance's mean. Let m_for and m_against be
+# the two means, and m̄ = (m_for + m_against)/2 the middle. The value on the favourable side is
+# m̄ + 3 (m_for − m̄) = 2 m_for − m_against; on the other side it is 2 m_against − m_for.
 
 # %%
 @torch.no_grad()
@@ -231,176 +335,244 @@ def memory(tokens):
     return model.states(tokens.to(lesson.device))[-1][1].cpu()
 
 
-# (N, 6) where sentences end, then (N, 2, H) the memory at the second and at the third full stop; a few hundred rows at a time,
-# for the whole memory is large.
-stops = torch.tensor([[0] + [at for at, character in enumerate(text, 1) if character in ".!"] for text in fresh])
-parts = zip(judged.split(300), stops[:, 2:4].split(300))
-at_stops = torch.cat([memory(part)[torch.arange(len(part))[:, None], places] for part, places in parts])
+# (N, 6) where sentences end, then (N, H) the memory at the third full stop; 300 rows at a time,
+# because the memory of all rows at all characters is large.
+stops = torch.tensor([[0] + [at for at, character in enumerate(text, 1) if character in ".!"]
+                      for text in fresh])
+parts = zip(judged.split(300), stops[:, 3].split(300))
+at_third = torch.cat([memory(part)[torch.arange(len(part)), places] for part, places in parts])
 shown, held_out = slice(0, LABELLED), slice(LABELLED, None)
 
-means = torch.stack([at_stops[shown][truth[shown] == stance].mean((0, 1)) for stance in (AGAINST, FOR)])                # (2, H)
-threshold, direction = means.mean(0), (means[FOR] - means[AGAINST]).sign()                              # (H,) each
-right = ((at_stops - threshold) * direction > 0) == (truth == FOR)[:, None, None]       # (N, 2, H) True where that unit alone is right
-unit = int(right[shown].float().mean((0, 1)).argmax())
-at_third, right = at_stops[:, 1], right[:, 1].float()                                   # (N, H) each
-found = right[held_out, unit].mean().item()
-best_five = right[shown].mean(0).topk(5)
-print(f"  on the {LABELLED} labelled reviews: "
-      + ", ".join(f"unit {u} {share:.0%}" for u, share in zip(best_five.indices.tolist(), best_five.values.tolist())))
+sample, is_for = at_third[shown], truth[shown] == FOR                   # (100, H), (100,)
+means = torch.stack([sample[~is_for].mean(0), sample[is_for].mean(0)])  # (2, H) AGAINST, FOR
+direction = (means[FOR] - means[AGAINST]).sign()                        # (H,)
+ordered = sample.sort(0).values
+cuts = (ordered[1:] + ordered[:-1]) / 2                                 # (99, H) between neighbours
+told = ((sample[:, None] - cuts) * direction > 0) == is_for[:, None, None]      # (100, 99, H)
+threshold = cuts.gather(0, told.float().mean(0).argmax(0)[None])[0]     # (H,)
+right = (((at_third - threshold) * direction > 0) == (truth == FOR)[:, None]).float()   # (N, H)
+far = 2 * means - means.flip(0)                     # (2, H) three times as far apart as the means
 
-standard = (at_third - at_third[shown].mean(0)) / at_third[shown].std(0)                   # (N, H) each unit with mean 0 and variance 1
+
+@torch.no_grad()
+def price(unit):
+    """Mean bits per labelled review that the wrong side costs more than the right side."""
+    tokens, real = judged[shown].to(lesson.device), present[shown].to(lesson.device)
+    logprobs = []
+    for stance in (AGAINST, FOR):
+        lstm.clamp = {unit: far[stance, unit].item()}
+        logprobs.append(sequence_logprobs(model(tokens), tokens, real).cpu())
+    lstm.clamp = {}
+    logprobs, own = torch.stack(logprobs), truth[None, shown]           # (2, 100), (1, 100)
+    return bits((logprobs.gather(0, own) - logprobs.gather(0, 1 - own)).mean().item())
+
+
+best_five = right[shown].mean(0).topk(5)
+prices = {u: price(u) for u in best_five.indices.tolist()}
+unit = max(prices, key=prices.get)
+found = right[held_out, unit].mean().item()
+print(f"  on the {LABELLED} labelled reviews:\n    "
+      + "\n    ".join(f"unit {u:3d}: {share:4.0%} right, price {prices[u]:5.1f} bits"
+                      for u, share in zip(prices, best_five.values.tolist())))
+
+# (N, H) each unit with mean 0 and variance 1 on the labelled reviews
+standard = (at_third - sample.mean(0)) / sample.std(0)
 w, b = logistic(standard[shown], truth[shown].float())
 everything = accuracy(standard[held_out] @ w + b > 0, truth[held_out] == FOR)
 others = standard * (torch.arange(WIDTH) != unit)
 w_others, b_others = logistic(others[shown], truth[shown].float())
 without = accuracy(others[held_out] @ w_others + b_others > 0, truth[held_out] == FOR)
-print(f"  on {len(fresh) - LABELLED:,} others: unit {unit} alone {found:.1%}; "
-      f"all {WIDTH} units, L1-logistic on the same {LABELLED}: {everything:.1%}, {int((w != 0).sum())} weights are not 0, "
-      f"the largest is unit {int(w.abs().argmax())}'s; all but unit {unit}: {without:.1%}")
-lesson.claim("one unit, chosen on 100 labels, tells ≥ 85 % of fresh reviews apart", found >= 0.85,
-             f"unit {unit}: {found:.1%}; counts of words with the same labels {baseline['words', LABELLED]:.1%}, "
-             f"pairs of words {baseline['pairs of words', LABELLED]:.1%}; "
-             f"the median unit {right[held_out].mean(0).median():.1%}", full_run=True)
+print(f"  on the {len(fresh) - LABELLED:,} other reviews:\n"
+      f"    unit {unit} alone: {found:.1%} right\n"
+      f"    logistic regression on all {WIDTH} units, with the same {LABELLED} labels: "
+      f"{everything:.1%};\n"
+      f"        {int((w != 0).sum())} weights are not 0; the largest is that of unit "
+      f"{int(w.abs().argmax())}\n"
+      f"    the same without unit {unit}: {without:.1%}")
+lesson.claim("one unit, chosen with 100 labels, separates ≥ 85 % of fresh reviews", found >= 0.85,
+             f"unit {unit}: {found:.1%}; the median unit {right[held_out].mean(0).median():.1%}; "
+             f"with the same labels, logistic regression on words "
+             f"{baseline['words', LABELLED]:.1%}, on pairs "
+             f"{baseline['pairs of words', LABELLED]:.1%}", full_run=True, items=("C40",))
 
 # %% [markdown]
-# In the paper one unit of 4,096 got 92.3 % of IMDB's reviews right. What "all but" that unit get right is a warning not to say *the*
-# neuron: the others know the stance too, and so they do in the paper's network (Donnelly and Roegiest 2019 took its neuron out and
-# lost little). A network that has to carry one bit has no reason to put it in one place only.
+# In the paper, one unit of 4,096 was right for 92.3 % of the IMDB reviews. But compare the last
+# number printed above: the other units separate the stances too. So do not speak of *the* neuron.
+# The same holds for the paper's network: Donnelly and Roegiest (2019) removed its neuron and lost
+# little. Nothing in the loss asks the network to keep one bit in one unit only.
 #
-# Is it a fluke of the place? Take the same unit and the same threshold to every other place. Each sentence is cut into eighths, so that
-# reviews of different lengths can be averaged; 1 on the axis is the first full stop. Before the first look has been given, the label is
-# not in the text, and nobody can do better than 50 %.
+# What does the unit say at other places? We use the same unit and the same threshold everywhere.
+# Each sentence is cut into eighths, so that reviews of different lengths can be averaged; 1 on the
+# axis is the first full stop. Before the first look, the text does not contain the stance, and no
+# classifier can be right for more than 50 %.
 
 # %%
 def oriented(values):
-    """A unit's c as a vote: above 0 is for, below is against, ±1 is the labelled reviews' mean."""
+    """The unit's c: above 0 is for, below 0 against; the means of the two stances are 2 apart."""
     return (values - threshold[unit]) * 2 / (means[FOR, unit] - means[AGAINST, unit])
 
 
-trace = oriented(torch.cat([memory(part)[..., unit] for part in judged.split(300)]))                    # (N, longest)
-EIGHTHS = torch.arange(1, 41) / 8
-before, after = stops[:, (EIGHTHS.ceil() - 1).long()], stops[:, EIGHTHS.ceil().long()]                  # (N, 40) the stops on either side
-places = (before + (after - before) * (EIGHTHS - EIGHTHS.ceil() + 1)).round().long()                    # (N, 40)
-right_at = ((trace.gather(1, places) > 0) == (truth == FOR)[:, None])[held_out].float()                 # (N − 100, 40)
+trace = oriented(torch.cat([memory(part)[..., unit] for part in judged.split(300)]))    # (N, T)
+EIGHTHS = torch.arange(1, 41) / 8                                       # (40,)
+before = stops[:, (EIGHTHS.ceil() - 1).long()]                          # (N, 40) the stop before
+after = stops[:, EIGHTHS.ceil().long()]                                 # (N, 40) the stop after
+places = (before + (after - before) * (EIGHTHS - EIGHTHS.ceil() + 1)).round().long()    # (N, 40)
+right_at = ((trace.gather(1, places) > 0) == (truth == FOR)[:, None])[held_out].float()
 by_place = right_at.mean(0)                                             # (40,)
 
 
 def form(sentence):
     """How a sentence gives its opinion, if it has one."""
-    return "none" if "It lasted" in sentence else "contrast" if "at first" in sentence else "denial" if "never" in sentence else "plain"
+    for sign, name in (("It lasted", "none"), ("at first", "contrast"), ("never", "denial")):
+        if sign in sentence:
+            return name
+    return "plain"
 
 
-first_look, second_look = ([form(text.split(". ")[k]) for text in fresh[LABELLED:]] for k in (1, 2))
+first_look, second_look = ([form(text.split(". ")[k]) for text in fresh[LABELLED:]]
+                           for k in (1, 2))
 
 
 def by_form(values, forms):
-    """The mean of values (N − 100,) over the reviews of each form."""
-    return {kind: values[torch.tensor([f == kind for f in forms])].mean().item() for kind in sorted(set(forms))}
+    """The mean of `values` (one per review) over the reviews of each form."""
+    return {kind: values[torch.tensor([f == kind for f in forms])].mean().item()
+            for kind in sorted(set(forms))}
 
 
-over_neutral = by_form(right[held_out, unit], second_look)["none"]
-at_last_stop = trace.gather(1, stops[:, 3:4])[held_out, 0]              # (N − 100,) the votes at the third full stop
+after_neutral = by_form(right[held_out, unit], second_look)["none"]
+at_last_stop = trace.gather(1, stops[:, 3:4])[held_out, 0]              # (N − 100,) third full stop
 
 fig, (curve, histogram) = plotting.figure(11, 4, columns=2)
-curve.plot(EIGHTHS, 100 * by_place, marker="o", markersize=3, label=f"unit {unit}, one threshold for all places")
-curve.axhline(50, color="black", linestyle=":", label="a coin")
-for place in (2, 3):
-    curve.axvline(place, color="black", linewidth=0.8)
-curve.text(3.05, 30, "where it was chosen", rotation=90, va="bottom", fontsize=9)
-curve.set(xlabel="sentences read", ylabel="reviews told apart (%)", ylim=(0, 103), title="By place in the review")
+curve.plot(EIGHTHS, 100 * by_place, marker="o", markersize=3,
+           label=f"unit {unit}, the same threshold everywhere")
+curve.axhline(50, color="black", linestyle=":", label="chance")
+curve.axvline(3, color="black", linewidth=0.8)
+curve.text(3.05, 22, "chosen here", rotation=90, va="bottom", fontsize=9)
+curve.set(xlabel="sentences read", ylabel="reviews on the right side (%)", ylim=(0, 103),
+          title="By place in the review")
 curve.legend(loc="lower right")
 bins = torch.linspace(at_last_stop.min(), at_last_stop.max(), 41).tolist()
-for stance, style in ((AGAINST, dict(color=plotting.COLOURS[1], hatch="//")), (FOR, dict(color=plotting.COLOURS[0]))):
+for stance, style in ((AGAINST, dict(color=plotting.COLOURS[1], hatch="//")),
+                      (FOR, dict(color=plotting.COLOURS[0]))):
     votes = at_last_stop[truth[held_out] == stance]
-    histogram.hist(votes.tolist(), bins=bins, alpha=0.6, label=f"reviews {reviews.STANCES[stance]}", edgecolor="white", **style)
+    histogram.hist(votes.tolist(), bins=bins, alpha=0.6, edgecolor="white",
+                   label=f"reviews {reviews.STANCES[stance]}", **style)
 histogram.axvline(0, color="black", linewidth=0.8)
-histogram.set(xlabel=f"unit {unit} at the third full stop (0: the threshold)", ylabel="fresh reviews",
-              title="Two sides, from no label (cf. the paper's fig. 3)")
+histogram.set(xlabel=f"unit {unit} at the third full stop (0: the threshold)",
+              ylabel="fresh reviews", title="Both stances (compare the paper's figure 3)")
 histogram.legend()
 lesson.figure(fig, "unit")
-print("  right, by sentences read: " + ", ".join(f"{k}: {by_place[8 * k - 1]:.1%}" for k in range(1, 6))
-      + f"; at 3, where the third was neutral: {over_neutral:.1%}")
+print("  right, by sentences read: "
+      + ", ".join(f"{k}: {by_place[8 * k - 1]:.1%}" for k in range(1, 6)))
+lowest = 16 + int(by_place[16:24].argmin())
+print(f"  lowest between 2 and 3: {by_place[lowest]:.0%}, at {EIGHTHS[lowest]:.3f}")
 print("  right at 1¾, by the first look's form: "
-      + ", ".join(f"{kind} {share:.0%}" for kind, share in by_form(right_at[:, EIGHTHS.tolist().index(1.75)], first_look).items()))
+      + ", ".join(f"{kind} {share:.0%}"
+                  for kind, share in by_form(right_at[:, 13], first_look).items()))
 for stance in (FOR, AGAINST):
     chosen = truth[held_out] == stance
     forms = [kind for kind, keep in zip(second_look, chosen.tolist()) if keep]
     votes = at_last_stop[chosen]
-    nearest = votes[votes.abs().argmin()]
-    print(f"  reviews {reviews.STANCES[stance]:<8} nearest to the threshold {nearest:+.2f}; mean by the second look's form: "
+    print(f"  reviews {reviews.STANCES[stance]:<8} closest to the threshold "
+          f"{votes[votes.abs().argmin()]:+.2f}; means by the second look's form: "
           + ", ".join(f"{kind} {vote:+.2f}" for kind, vote in by_form(votes, forms).items()))
-lesson.claim("at the full stop after a sentence without any opinion, the unit still tells", over_neutral >= 0.85,
-             f"{over_neutral:.1%} of the reviews that have one", full_run=True)
+lesson.claim("after a sentence without an opinion, the unit is right for ≥ 85 % of the reviews",
+             after_neutral >= 0.85, f"{after_neutral:.1%} of the reviews that have one",
+             full_run=True, items=("C40",))
 
 # %% [markdown]
-# ## 4. A review as the unit hears it
-# First, what the two pictures above show. On the left: the unit tells the reviews apart where it was chosen, at the full stops. In between
-# the value may fall, even across the threshold: other units carry the stance meanwhile (at 2¾, seed 0, this one is right for 71 %, and a
-# logistic regression on the other 127 for all), and at the full stop, where it is needed, it is back. In the first look, at 1¾, the curve
-# even dips *below* a coin. A word is just being spelt there, "The plot was supe", and until the full stop "at first, but dull" may
-# follow. What the unit holds meanwhile happens to point the other way: of the plain first looks it has 11 % right (seed 0). A threshold
-# made for full stops means little between them.
+# ## 4. The unit's value along a review
+# First, what the two panels above show (all numbers are those of seed 0).
 #
-# On the right: the stances lie on two sides, but not in two humps, as in the paper's fig. 3. Each side has several clumps, for the unit
-# also holds how the second look was put, and a clump may come close to 0: after a plain one ("And the songs were superb.") the favourable
-# reviews stand at +0.12, a hair above the threshold (seed 0), and the 100 % hang by that hair.
+# **Left.** At the second and third full stops the unit is right for all reviews. Between them its
+# value may cross the threshold: at 2¾ the unit is right for 68 %. The network has not lost the
+# stance there. A logistic regression on the other 127 units, trained at this place, is right for
+# 100 %. At 1¾ the curve is even below 50 %: the unit is right for only 8 % of the plain first
+# looks. A word is incomplete there ("The plot was supe"), and "at first, but dull" can still
+# follow. At the fourth full stop the unit is above the threshold for all reviews. So a threshold
+# chosen at one full stop has a meaning there, and little meaning elsewhere.
 #
-# Now four reviews, character by character; bars upwards are for, downwards against, and ±1 is the mean of the labelled reviews. Look at
-# what "dull at first" does and "but superb by the end" takes back, at "never dull" against "never superb", and at "It lasted two
-# hours": on its way the value may come to nothing, or change sign; what counts is where it stands at the full stop. In the opening,
-# where nothing is known yet, the bars mean nothing; and after the feeling they need not: "I laughed" has just been read, so the advice
-# can do without a memory.
+# **Right.** The two stances are on two sides of the threshold, but each has several groups, not one
+# as in the paper's figure 3. The unit also holds the form of the second look. One group is close to
+# the threshold: favourable reviews with a plain second look ("And the songs were superb.") have the
+# mean +0.28, on an axis on which the two stances' means are 2 apart.
+#
+# Now four reviews, character by character. A bar upwards means for, a bar downwards against. In the
+# opening the text does not contain the stance yet, and the bars mean nothing. Then compare:
+#
+# - "dull at first, but superb" has the value +0.5 at the second full stop, "superb at first, but
+#   dull" −1.1. The same two words, in the other order, change the sign.
+# - "never dull" has +1.7, "never superb" −0.5: the unit has combined the two words.
+# - At the full stop of "It lasted two hours", all four values still have the right sign. Before
+#   this full stop the value may come close to 0, or change its sign.
+# - After the feeling ("I laughed", "I groaned") all bars point upwards. The feeling has just been
+#   read, and it shows the stance, so the network can write the advice without this unit.
+#
+# Items: C39
 
 # %%
 SHOWN = {
-    "contrast": "The plot was dull at first, but superb by the end. It lasted two hours. I laughed. My advice: see it!",
-    "contrast, the other way": "The plot was superb at first, but dull by the end. It lasted two hours. I groaned. My advice: miss it!",
-    "denial": "The plot was never dull. It lasted two hours. I never groaned. My advice: do not miss it!",
-    "denial, the other way": "The plot was never superb. It lasted two hours. I never laughed. My advice: do not see it!",
+    "contrast": "The plot was dull at first, but superb by the end. It lasted two hours. "
+                "I laughed. My advice: see it!",
+    "contrast, other stance": "The plot was superb at first, but dull by the end. "
+                              "It lasted two hours. I groaned. My advice: miss it!",
+    "denial": "The plot was never dull. It lasted two hours. I never groaned. "
+              "My advice: do not miss it!",
+    "denial, other stance": "The plot was never superb. It lasted two hours. I never laughed. "
+                            "My advice: do not see it!",
 }
 fig, panels = plotting.figure(13, 9, rows=4, sharey=True)
 for axes, (name, tail) in zip(panels, SHOWN.items()):
     text = "Saw it with Ada. " + tail
-    votes = oriented(memory(torch.tensor([[END, *tokenizer.encode(text)]]))[0, 1:, unit]).tolist()      # T numbers
-    axes.bar(range(len(text)), votes, width=1, color=[plotting.COLOURS[0] if vote > 0 else plotting.COLOURS[1] for vote in votes])
+    tokens = torch.tensor([[END, *tokenizer.encode(text)]])             # (1, T + 1)
+    votes = oriented(memory(tokens)[0, 1:, unit]).tolist()              # T numbers
+    colours = [plotting.COLOURS[0] if vote > 0 else plotting.COLOURS[1] for vote in votes]
+    axes.bar(range(len(text)), votes, width=1, color=colours)
     for at, character in enumerate(text):
-        axes.text(at, 0.06, character, ha="center", family="monospace", fontsize=9, transform=axes.get_xaxis_transform())
+        axes.text(at, 0.06, character, ha="center", family="monospace", fontsize=9,
+                  transform=axes.get_xaxis_transform())
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlim=(-1, 120), xticks=[], title=f"{name}: the grammar's judge says {reviews.STANCES[reviews.label(text)]}")
+    axes.set(xlim=(-1, 120), xticks=[],
+             title=f"{name}: by the grammar, this review is {reviews.STANCES[reviews.label(text)]}")
     axes.set_yticks([-1, 1], ["against", "for"])
 low, high = panels[0].get_ylim()
-panels[0].set_ylim(low - 0.25 * (high - low), high)                     # room for the text below the longest bar
+panels[0].set_ylim(low - 0.25 * (high - low), high)     # room for the text below the longest bar
 lesson.figure(fig, "heard")
 
 # %% [markdown]
-# ## 5. Hold it, and the reviews change
-# That the unit *knows* might be idle: the network could guess from elsewhere. To see whether it *uses* it, take the unit in
-# hand: overwrite cₜ₋₁ of that unit with one value v on entering every step, and let the rest run on,
+# ## 5. Hold the unit, and the written reviews change
+# A unit that separates the stances need not matter for what the network writes. To see whether the
+# network *uses* it, overwrite this unit of cₜ₋₁ with one value v at the start of each step, and
+# compute the rest as usual:
 #
-#     cₜ₋₁[unit] ← v          then          cₜ = f⊙cₜ₋₁ + i⊙g,    hₜ = o⊙tanh(cₜ)        as ever.
+#     cₜ₋₁[unit] ← v          then          cₜ = f⊙cₜ₋₁ + i⊙g,    hₜ = o⊙tanh(cₜ)
 #
-# `LSTM.clamp` does that. First by hand, so that nothing else is done:
+# `LSTM.clamp` does this. Radford et al. (2017, §4, "Generative analysis") do the same with their
+# unit, and course C gives the result: one unit "may control the sentiment of the generated text".
+# First the equations by hand, in float64, so that rounding does not hide a difference:
 
 # %%
-exact = copy.deepcopy(model).cpu().double()                             # float64, so that the two agree far beyond rounding
+exact = copy.deepcopy(model).cpu().double()
 value = means[FOR, unit].double().item()
 exact.layers[0].clamp = {unit: value}
 with torch.no_grad():
-    W, U, bias = (p.double() for p in (exact.layers[0].W, exact.layers[0].U, exact.layers[0].b))
+    W, U, bias = exact.layers[0].W, exact.layers[0].U, exact.layers[0].b
     h, c, by_hand = torch.zeros(WIDTH).double(), torch.zeros(WIDTH).double(), []
     for token in line[0]:
         c[unit] = value
-        i, f, g, o = (W @ exact.token_embedding.weight[token] + U @ h + bias).split(WIDTH)              # (4H,) -> four times (H,)
+        sums = W @ exact.token_embedding.weight[token] + U @ h + bias   # (4H,)
+        i, f, g, o = sums.split(WIDTH)                                  # (H,) each
         c = c / (1 + torch.exp(-f)) + torch.tanh(g) / (1 + torch.exp(-i))
         h = torch.tanh(c) / (1 + torch.exp(-o))
         by_hand.append(exact.out.weight @ h + exact.out.bias)
-    lesson.check("clamped LSTM = by hand, with c overwritten at every step", exact(line)[0], torch.stack(by_hand), atol=1e-9,
-                 source="C: the sentiment neuron")
+    lesson.check("clamped LSTM = by hand, with c overwritten at every step", exact(line)[0],
+                 torch.stack(by_hand), atol=1e-9, source="derived above")
 
 # %% [markdown]
-# Then let the network write, from nothing, with the unit held beyond the mean of the favourable or of the unfavourable reviews among the
-# hundred, three times as far from the threshold, or free; and let the grammar judge twice. Does the review parse, from the first letter
-# to the last, and under which stance? And if each of its sentences can be read, what is the mood of each?
+# Now the network writes reviews, from END alone: with the unit held far on the unfavourable side,
+# free, and held far on the favourable side (the values of part 3). The grammar judges them twice.
+# Can the whole review be parsed, and under which stance? And if each of its sentences can be
+# parsed, what is the stance of each one?
 
 # %%
 n = lesson.pick(full=400, quick=20)
@@ -411,62 +583,83 @@ def write(value):
     """n reviews with the unit held at this value (None: free)."""
     lstm.clamp = {} if value is None else {unit: value}
     start = torch.full((n, 1), END, device=lesson.device)
-    written = generate(model, start, lesson.pick(200, 30), generator=lesson.generator, stop_token=END)[:, 1:]
+    written = generate(model, start, lesson.pick(200, 30), generator=lesson.generator,
+                       stop_token=END)[:, 1:]
     lstm.clamp = {}
     return [tokenizer.decode(row).split("\n")[0] for row in written.tolist()]
 
 
 def moods_by_place(texts):
-    """Of the reviews whose five sentences can all be read: for each place the share for, among those with an opinion there."""
+    """For each place, the share of the opinions there that are favourable.
+
+    Only reviews whose five sentences can all be parsed are counted.
+    """
     moods = []
     for text in texts:
         try:
             moods.append([mood for _, mood in reviews.sentence_moods(text)][1:])
-        except ValueError:                                              # some sentence is not of the grammar
+        except ValueError:                          # a sentence that the grammar cannot write
             continue
-    columns = [[mood for mood in column if mood is not None] for column in zip(*(row for row in moods if len(row) == len(PLACES)))]
-    return [sum(column) / max(1, len(column)) for column in columns] or [math.nan] * len(PLACES)
+    complete = [row for row in moods if len(row) == len(PLACES)]
+    columns = [[mood for mood in column if mood is not None] for column in zip(*complete)]
+    return ([sum(column) / max(1, len(column)) for column in columns]
+            or [math.nan] * len(PLACES))
 
 
 parsed, favourable, by_sentence = {}, {}, {}
-far = (3 * means - 2 * threshold)[:, unit].tolist()                     # three times as far from the threshold as the means are
-for name, value in (("held against", far[AGAINST]), ("free", None), ("held for", far[FOR])):
+held_at = far[:, unit].tolist()
+for name, value in (("held against", held_at[AGAINST]), ("free", None),
+                    ("held for", held_at[FOR])):
     texts = write(value)
     labels = [label for label in map(reviews.label, texts) if label is not None]
-    parsed[name], favourable[name], by_sentence[name] = len(labels) / n, sum(labels) / max(1, len(labels)), moods_by_place(texts)
-    print(f"  {name:<13} {parsed[name]:4.0%} parse, and {favourable[name]:4.0%} of those are for;  sentences for: "
-          + ", ".join(f"{place} {share:.0%}" for place, share in zip(PLACES, by_sentence[name])))
-    print("      " + "\n      ".join([text for text in texts if reviews.label(text) is not None][:2]))
+    parsed[name], favourable[name] = len(labels) / n, sum(labels) / max(1, len(labels))
+    by_sentence[name] = moods_by_place(texts)
+    print(f"  {name}: {parsed[name]:.0%} can be parsed, {favourable[name]:.0%} of these are for")
+    print("      sentences for: " + ", ".join(f"{place} {share:.0%}" for place, share
+                                              in zip(PLACES, by_sentence[name])))
+    for text in [text for text in texts if reviews.label(text) is not None][:2]:
+        print(f"      {text}")
 
 fig, (whole, places) = plotting.figure(10, 3.8, columns=2, width_ratios=[2, 3])
 grey, striped = dict(color="#BBBBBB"), dict(color=plotting.COLOURS[0], hatch="//")
-for shift, shares, label, style in ((-0.2, parsed, "parse", grey), (0.2, favourable, "of those, are for", striped)):
+for shift, shares, label, style in ((-0.2, parsed, "can be parsed", grey),
+                                    (0.2, favourable, "of these, for", striped)):
     heights = [100 * share for share in shares.values()]
-    bars = whole.bar([i + shift for i in range(3)], heights, 0.4, edgecolor="white", label=label, **style)
+    bars = whole.bar([i + shift for i in range(3)], heights, 0.4, edgecolor="white", label=label,
+                     **style)
     whole.bar_label(bars, fmt="%.0f")
 whole.set_xticks(range(3), list(parsed))
-whole.set(ylabel=f"of {n} reviews written (%)", ylim=(0, 125), title=f"Unit {unit} held, or free")
+whole.set(ylabel=f"of {n} written reviews (%)", ylim=(0, 125), title=f"Unit {unit} held, or free")
 whole.legend(loc="upper left", ncols=2)
 for name, marker in (("held for", "o"), ("free", "s"), ("held against", "v")):
     places.plot(range(4), [100 * share for share in by_sentence[name]], marker=marker, label=name)
 places.set_xticks(range(4), PLACES)
-places.set(ylabel="sentences for, of those with an opinion (%)", ylim=(-3, 103), title="Sentence by sentence")
+places.set(ylabel="sentences for, of those with an opinion (%)", ylim=(-3, 103),
+           title="Sentence by sentence")
 places.legend(loc=(0.62, 0.64))
 lesson.figure(fig, "clamp")
-lesson.claim("the unit, held, decides the mood: at least 50 points between held for and held against; free, either",
-             favourable["held for"] - favourable["held against"] > 0.5 and 0.35 < favourable["free"] < 0.65,
-             ", ".join(f"{name} {favourable[name]:.0%} for (of the {parsed[name]:.0%} that parse)" for name in parsed), full_run=True)
+lesson.claim("the held unit decides the stance: ≥ 50 points between held for and held against",
+             favourable["held for"] - favourable["held against"] > 0.5
+             and 0.35 < favourable["free"] < 0.65,
+             ", ".join(f"{name} {favourable[name]:.0%} for (of the {parsed[name]:.0%} that parse)"
+                       for name in parsed) + "; free must be between 35 and 65 %",
+             full_run=True, items=("C40",))
 
 # %% [markdown]
-# ## 6. What to take home
-# - **The held unit rules from the second look on** (in three of five seeds; in the other two from the feeling on); in the first look it
-#   has a weak say, or none. That is why fewer held reviews parse: where the first look goes one way and the unit the other, the review
-#   contradicts itself. In training nothing was known yet at the first look, so the network had no reason to ask its memory there. A
-#   memory is asked where asking once saved a bit.
-# - **The stance was learned because it pays**, one bit a sentence. The words gave nothing away, no label was shown; the loss did it.
-#   What saves no bits is not learned, however interesting it may be to us.
-# - **To predict and to represent are one thing.** The paper's authors trained a writer of reviews and got a reader of them. The next
-#   year the same first author put a transformer in the LSTM's place and fine-tuned all of it: GPT (lessons 06 and 12).
+# ## 6. Summary
+# - **One unit holds the stance when it is needed**, and the network uses it. With the unit held,
+#   the second look and the feeling follow it almost always (97 and 99 % are favourable when it is
+#   held for, 1 and 0 % when it is held against; seed 0). The first look follows it much less (47
+#   and 17 %), and so does the advice when the unit is held against (39 %).
+# - **So fewer held reviews can be parsed** (45 %; free 99 %). If the first look has one stance and
+#   the unit the other, the review contradicts itself. A probable reason: in training, the stance
+#   is never known before the first look, so nothing teaches the network to read its memory there.
+# - **The network learned the stance because it lowers the loss**, by one bit per sentence. No word
+#   shows it and no label was given. What does not lower the loss is not learned, even if it is
+#   interesting to us.
+# - **Training on prediction gave a representation.** The authors trained a model to predict
+#   reviews, and could then classify them. A year later Radford et al. (2018) replaced the LSTM by a
+#   transformer and trained all its weights further on each task: GPT (lessons 06 and 12).
 
 # %%
 lesson.end()
