@@ -446,7 +446,7 @@ fig, (curve, histogram) = plotting.figure(11, 4, columns=2)
 curve.plot(EIGHTHS, 100 * by_place, marker="o", markersize=3,
            label=f"unit {unit}, the same threshold everywhere")
 curve.axhline(50, color="black", linestyle=":", label="chance")
-curve.axvline(3, color="black", linewidth=0.8)
+curve.axvline(3, ymin=0.2, color="black", linewidth=0.8)
 curve.text(3.05, 22, "chosen here", rotation=90, va="bottom", fontsize=9)
 curve.set(xlabel="sentences read", ylabel="reviews on the right side (%)", ylim=(0, 103),
           title="By place in the review")
