@@ -9,7 +9,7 @@ Source          course A, "Human in the loop" and "Reward Model (RM)"; course B,
                 Stiennon et al. 2020, §3.4; Ouyang et al. 2022, §3.5 and eq. 1.
 Expect          1.5 minutes on one core (11 s with --quick); with 12,800 comparisons the model
                 predicts 82 to 83 % of fresh labels (at most 83 to 84 % are possible), and r
-                correlates with the hidden R by 0.97; with 50 it predicts 64 to 72 %, but its loss
+                correlates with the hidden R by 0.97; with 50 it predicts 64 to 74 %, but its loss
                 on fresh labels is at least 3.8 times log 2 (seven seeds).
 Not here        what a policy does with the reward (lesson 18), and the errors of the reward that a
                 policy exploits (lesson 20).
