@@ -67,7 +67,7 @@ def check_memory(config: Any, n_weights: int) -> None:
     """
     try:
         torch.empty(n_weights)
-    except (RuntimeError, TypeError):           # TypeError: more than 64 bits can count
+    except (RuntimeError, TypeError):           # TypeError: more than 2^63 weights
         gigabytes = n_weights * torch.get_default_dtype().itemsize / 1e9
         raise ValueError(f"{config} has {n_weights:,} weights; their {gigabytes:,.0f} GB cannot "
                          "be allocated here, so choose smaller sizes") from None

@@ -40,7 +40,7 @@ def shared_attention(q: Tensor, v: Tensor) -> Tensor:
     A query is most like its own key, so a token attends to itself only if there is no other (§2).
     """
     mask = causal_mask(q.size(2)).tril(-1)                              # (T, T) the strict past
-    mask[:1, :1] = True                                                 # the first token is alone
+    mask[:1, :1] = True                                                 # it has no past
     return attend(q, F.normalize(q, dim=-1), v, mask.to(q.device), scale=1.0)
 
 

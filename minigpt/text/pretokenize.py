@@ -32,7 +32,8 @@ def split_into_words(text: str) -> list[str]:
 @functools.cache
 def word_pattern() -> re.Pattern:
     """The pattern above. It is compiled at its first use, because that takes about 40 ms."""
-    # One letter per code point: L for a letter, N for a number, … Above plane 3 are neither.
+    # One character per code point: L for a letter, N for a number, … There are no letters and no
+    # numbers above plane 3.
     categories = "".join([unicodedata.category(chr(point))[0] for point in range(0x40000)])
     letters, numbers = ("".join(f"{chr(run.start())}-{chr(run.end() - 1)}"
                                 for run in re.finditer(f"{kind}+", categories)) for kind in "LN")

@@ -64,7 +64,7 @@ def open_run(folder: str | Path | None, resume: bool, model: nn.Module, optimize
         return 0, [], []
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(".*.tmp"):            # a killed run left it
+    for unfinished in folder.glob(".*.tmp"):            # written by a run that was killed
         unfinished.unlink()
     last = folder / "last.pt"
     if not last.exists():

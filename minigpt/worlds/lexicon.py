@@ -129,11 +129,13 @@ CLAUSE_OBJECT = table("""
     says say said | dice dicen dijo dijeron | dice dicono ha detto
     writes write wrote | escribe escriben escribió escribieron | scrive scrivono ha scritto""")
 
-# "To be": present, past; each singular, plural. Spanish: «estar» for a state, «ser» for a quality.
+# The verb "to be" in the present and in the past, each in singular and plural. Spanish has «estar»
+# for a state and «ser» for a quality.
 (BE_STATE,) = table("is are was were | está están estaba estaban | è sono era erano")
 (BE_QUALITY,) = table("is are was were | es son era eran | è sono era erano")
 
-# Determiners. English: singular, plural. Spanish and Italian: as for adjectives.
+# Determiners. English has two forms, singular and plural. Spanish and Italian have four, in the
+# order of the adjectives.
 THE, A, THIS = table("""
     the the | el la los las | il la i le
     a some | un una unos unas | un una dei delle
@@ -155,7 +157,8 @@ NOTHING = Entry([], [], [])
 BEFORE_VOWEL = {"il": "l'", "la": "l'", "i": "gli", "una": "un'", "dei": "degli"}
 BEFORE_Z_OR_S = {"il": "lo", "i": "gli", "un": "uno", "dei": "degli"}
 
-# A preposition and an article become one word: «de» and «el» make «del», «in» and «lo» «nello».
+# A preposition and an article become one word: «de» and «el» become «del», and in Italian «in» and
+# «lo» become «nello».
 SPANISH_CONTRACTIONS = {("a", "el"): "al", ("de", "el"): "del"}
 ENDINGS = {"il": "l", "lo": "llo", "l'": "ll'", "la": "lla", "i": "i", "gli": "gli", "le": "lle"}
 ITALIAN_CONTRACTIONS = {(preposition, article): stem + ending
