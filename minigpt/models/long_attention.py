@@ -146,7 +146,7 @@ def make_long_gpt(config: GPTConfig, layers: str, block: int = 256, n_buckets: i
         elif letter == "M":
             gpt_block.attention = CompressedAttention(*sizes, **options)
         elif letter == "H":
-            chunk = math.ceil(2 * config.context_length / max(1, n_buckets))    # the layer refuses 0
+            chunk = math.ceil(2 * config.context_length / max(1, n_buckets))    # 0 is refused
             gpt_block.attention = LSHAttention(*sizes, n_buckets, n_rounds, chunk,
                                                generator=generator, **options)
     model.initialise(generator)
