@@ -460,6 +460,7 @@ lesson.figure(fig, "lora")
 #
 # Does LoRA also forget less? Biderman et al. (2024) found that LoRA "learns less and forgets less"
 # on large models. Here plain text has become more expensive for every model.
+#
 # The rows "4" and "full" differ in two things: in the numbers that are trained, and in the learning
 # rate. The last row separates the two. It gives all weights LoRA's rate, and they forget far more
 # than rank 4 (with seed 0: 3.1 against 0.55 bits per token). So *at one rate* LoRA forgets less.
