@@ -56,8 +56,9 @@ lesson = Lesson("06_gpt")
 #
 # A causal transformer computes all T terms in one pass. The output at position t depends on tokens
 # 0 to t alone, so it can be compared with token t + 1, which it has not seen. We check this with a
-# model that is small enough to list everything: three tokens, sentences of four tokens. The weights
-# are drawn large, so that the probabilities are far from uniform.
+# model that is small enough to list everything: three tokens, sentences of four tokens. The first
+# token is given, so P(sentence) below means the probability of the other three. The weights are
+# drawn large, so that the probabilities are far from uniform.
 #
 # Items: A01, B07, C12, C34, D01, D13
 
