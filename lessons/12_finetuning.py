@@ -9,7 +9,7 @@ Expect          2.2 minutes on one core (quick: about 8 s); every check passes. 
                 pre-training ends 0.06 to 0.16 bits per review above the entropy. It adds 24 to 29
                 points of accuracy with 32 labels, and less than one with 512. λ = ½ costs 1 to 11
                 points with 8 labels and changes almost nothing from 128 labels on. On the other
-                three tasks the accuracy is 88 to 100 %, where ½ is possible without the looks.
+                three tasks the accuracy is 87 to 100 %, where ½ is possible without the looks.
 Not here        training only a few weights (lesson 14), or none at all (lesson 13).
 
 Shapes: B examples, K sequences per example, T time, C = d_model, V vocabulary, Y classes.
