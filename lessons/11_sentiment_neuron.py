@@ -6,10 +6,11 @@ You will see    a character-level LSTM that reads film reviews without their lab
 Source          course C, "GPT-0: The sentiment neuron (2017)"; Radford, Jozefowicz and Sutskever
                 2017 (arXiv:1704.01444), §§3–5, figures 3 and 4.
 Expect          2 minutes on one core (10 s with --quick); every check passes; the loss ends
-                0.09 bits per review above the exact entropy, 17 bits; one unit is right for 96 to
-                100 % of fresh reviews (seeds 0, 5 and 6), where logistic regression on words is
-                right for 50 %; held fixed, this unit decides the stance of 99 to 100 % of the
-                written reviews that the grammar can parse.
+                0.03 to 0.10 bits per review above the exact entropy, 17 bits; one unit is right for
+                96 to 100 % of fresh reviews, where logistic regression on words is right for about
+                50 %; held fixed, this unit decides the stance of 98 to 100 % of the written reviews
+                that the grammar can parse. (Seeds 0, 5, 6 and 2000. The rule that chooses the unit
+                was made with these four in view, so on another seed the unit may be less accurate.)
 Not here        82 million real reviews, 4,096 units and a multiplicative LSTM, as in the paper;
                 this lesson's reviews come from a grammar, and its network has 128 units.
 Shapes          N reviews, T characters, H units, V different characters, F features, B batch.
@@ -321,8 +322,10 @@ lesson.figure(fig, "loss")
 #
 #     price = mean of  log₂ P(review | held on the right side) − log₂ P(review | on the wrong side)
 #
-# in bits per review. A unit that the network does not read has the price 0. We take the unit with
-# the highest price, and judge it on other reviews.
+# in bits per review. A unit that the network does not read has the price 0. Units with less than
+# half of the highest price are left out. Of the others we take the one with most of the hundred
+# right, and judge it on other reviews. (The price alone is not enough: with seed 2000, one unit has
+# the price 10.2 bits and 82 % right, another 9.0 bits and 99 %.)
 #
 # "Far" means three times as far from the middle as the stance's mean. Let m_for and m_against be
 # the two means, and m̄ = (m_for + m_against)/2 the middle. The value on the favourable side is
@@ -369,7 +372,8 @@ def price(unit):
 
 best_five = right[shown].mean(0).topk(5)
 prices = {u: price(u) for u in best_five.indices.tolist()}
-unit = max(prices, key=prices.get)
+highest = max(prices.values())                      # `prices` begins with the most often right
+unit = ([u for u, lost in prices.items() if lost >= highest / 2] or list(prices))[0]
 found = right[held_out, unit].mean().item()
 print(f"  on the {LABELLED} labelled reviews:\n    "
       + "\n    ".join(f"unit {u:3d}: {share:4.0%} right, price {prices[u]:5.1f} bits"
