@@ -332,8 +332,9 @@ lesson.check("y = b + Wx + U·tanh(d + Hx)", small(tokens)[0],
 #
 #     −KL = E_p[log₂ (q/p)] ≤ E_p[q/p − 1] / ln 2 = (Σ p·q/p − 1) / ln 2 ≤ (1 − 1) / ln 2 = 0
 #
-# So no model can need fewer than H bits on average, and KL is what it needs more than the best
-# possible model. For natural text, nobody knows H. Our stories are written by a grammar, and its H
+# The last step holds because the sum runs over texts with p > 0, and there q sums to 1 at most. So
+# no model can need fewer than H bits on average, and KL is the number of bits that it needs beyond
+# H. For natural text, nobody knows H. Our stories are written by a grammar, and its H
 # can be calculated exactly. The first example is a grammar with eight texts: four names with the
 # same probability, and two endings with probabilities 3/4 and 1/4.
 

@@ -154,7 +154,8 @@ def check_translator(attention, context_of=None):
     cache = decoder.new_cache()
     stepwise = [decoder(target[:, t:t + 1], cache) for t in range(5)]   # T times (B, 1, V)
     words = "with" if attention else "without"
-    origin = "C: RNNs: a Machine Translation example; Bahdanau et al. 2015, §3"
+    paper = "Bahdanau et al. 2015, §3" if attention else "Cho et al. 2014, §2.2"
+    origin = f"C: RNNs: a Machine Translation example; {paper}"
     lesson.check(f"a padded batch, {words} attention = by hand", small(source, lengths, target),
                  by_hand, atol=1e-12, source=origin)
     lesson.check(f"one call per word, {words} attention = by hand", torch.cat(stepwise, dim=1),
