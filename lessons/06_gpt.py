@@ -7,7 +7,7 @@ Source          course A, "Transformer decoder" and "GPT 1"; course B, "Pre-entr
                 "Generando de forma iterativa el siguiente token"; course C, "Local Normalisation";
                 course D, "GPT", "CAUSAL LM (CLM)" and "LOSS FUNCTION of GPT"; Radford et al. 2018,
                 eqs. 1 and 2; Radford et al. 2019, §2.3.
-Expect          about 3 min on two cores (6 min on one, 15 s with --quick); every check passes; on
+Expect          about 3 min on two cores (6 min on one, 17 s with --quick); every check passes; on
                 seed 0 the loss ends within 0.01 bits per character of the exact entropy, 0.31, and
                 over 90 % of the stories sampled with top-p 0.8 are grammatical. On some seeds one
                 link of the grammar is not learned in time (part 6); there the claim of 90 % fails.
