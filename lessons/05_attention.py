@@ -6,8 +6,8 @@ Source          course C, "Attention Modules" and "Attention in Transformers"; c
                 de forma iterativa el siguiente token"; course D, "GPT" (the causal mask); Vaswani
                 et al. 2017, §3.2 and §3.5.
 Expect          about 25 s on one core (15 s with --quick); every check passes; one layer copies
-                strings that it has never seen: 100 % of the letters are right, with 0.93 to 0.95 of the
-                attention weight on the letter to copy.
+                strings that it has never seen: 100 % of the letters are right, with 0.93 to 0.95 of
+                the attention weight on the letter to copy.
 Not here        norms, residual connections and the MLP around attention (lesson 06); cheaper
                 attention (lesson 09); the Transformer of 2017 as a whole (lesson 08).
 
