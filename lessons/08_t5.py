@@ -559,7 +559,7 @@ def recovered(model):
 form = T5Config(V, n_layers=2, n_heads=4, d_model=64, d_ff=128, d_head=16, gated=True,
                 context_length=64)
 t5 = T5(form, lesson.generator).to(lesson.device)
-for stack in (t5.encoder, t5.decoder):                  # heads start with different preferences
+for stack in (t5.encoder, t5.decoder):                  # heads start with different biases
     torch.nn.init.normal_(stack.relative_embedding.weight, generator=lesson.generator)
 print(f"  {count_parameters(t5):,} parameters")
 BATCH = lesson.pick(full=32, quick=8)
@@ -727,7 +727,7 @@ for name, other in (TRANSLATIONS, TRANSLATIONS[::-1]):
             strayed.append(f"{name}: {decode(row)}")
 for line in strayed[:3]:
     print(f"    {line}")
-lesson.claim("the prefix is obeyed: at most 1 answer in 50 has a word of the other language only",
+lesson.claim("the prefix decides: at most 1 answer in 50 has a word of the other language only",
              len(strayed) <= n_answers / 50, f"{len(strayed)} of {n_answers}; {n_own} have a word "
              "that only the right language has", full_run=True, items=("D20",))
 
