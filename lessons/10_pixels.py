@@ -352,8 +352,8 @@ for n in lesson.pick(full=(12, 24, 48), quick=(12, 24)):
     batch = torch.randint(2, (4, n, n), generator=torch.Generator().manual_seed(lesson.seed))
     rnn_time = seconds_of_a_step(PixelRNN(2, d_hidden=32), batch)
     cnn_time = seconds_of_a_step(PixelCNN(2, n, n, channels=32, n_blocks=8), batch)
-    print(f"      CPU time of one training step, 4 images of {n} × {n}: PixelRNN {1000 * rnn_time:.0f} ms, "
-          f"PixelCNN {1000 * cnn_time:.0f} ms")
+    print(f"      CPU time of a training step, 4 images of {n} × {n}: "
+          f"PixelRNN {1000 * rnn_time:.0f} ms, PixelCNN {1000 * cnn_time:.0f} ms")
 lesson.claim("a training step takes PixelRNN more than 1.5 times as long as PixelCNN",
              rnn_time > 1.5 * cnn_time, f"{rnn_time / cnn_time:.1f} times, {n} × {n} pixels",
              full_run=True, items=("C68",))

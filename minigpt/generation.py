@@ -47,8 +47,8 @@ def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_k: int | Non
         logits = torch.full_like(logits, -math.inf).scatter(-1, kept, logits.gather(-1, kept))
     if top_p is not None and top_p < 1:
         probabilities, order = logits.softmax(-1).sort(dim=-1, descending=True)
-        # A token is cut if the tokens before it reach p together, so the token that reaches p is
-        # kept. The 4 eps allow for rounding: where the sum is exactly p, no further token is kept.
+        # A token is cut if the more probable tokens have a sum of at least p. The token with which
+        # the sum reaches p is kept. The 4 eps allow for rounding, where the sum is exactly p.
         before = F.pad(probabilities.cumsum(-1)[..., :-1], (1, 0))      # (..., V), in sorted order
         cut = before >= top_p - 4 * torch.finfo(before.dtype).eps
         logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)

@@ -71,7 +71,7 @@ def check_settings(beta: float, label_smoothing: float, kind: str) -> None:
 
 
 def implicit_reward(logprobs: Tensor, ref_logprobs: Tensor, beta: float) -> Tensor:
-    """β log(π/π_ref), up to a constant per prompt the reward whose π* is π: (B,), (B,) -> (B,)."""
+    """β log(π/π_ref), (B,): π is optimal for this reward, up to a constant per prompt."""
     return beta * (logprobs - ref_logprobs)
 
 

@@ -65,7 +65,7 @@ def list_answers(
 
 
 class Table(nn.Module):
-    """A policy, or a value function, with free numbers for every prefix: nothing is shared.
+    """A policy or a value function with separate parameters for each prefix.
 
     tokens (B, T) -> (B, T, n_outputs), or (B, T) if n_outputs is None. All numbers start at 0, so a
     policy gives every token the same probability.
@@ -197,9 +197,8 @@ def best_of_n(logprobs: Tensor, rewards: Tensor, n: int) -> Tensor:
     """The policy "sample n answers, keep the one of highest reward", exactly: log π (N,) -> (N,).
 
     Let F(y) be the probability that one sample has at most the reward of y. Then y is kept with
-    probability F(y)ⁿ − (F(y) − π(y))ⁿ (Beirami et al. 2024). Answers of equal reward are ranked
-    together, and share the probability of their rank in proportion to π: ties are broken at
-    random. ValueError for n below 1.
+    probability F(y)ⁿ − (F(y) − π(y))ⁿ (Beirami et al. 2024). If several answers
+    have the same reward, one of them is chosen at random, in proportion to π.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")

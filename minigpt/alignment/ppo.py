@@ -13,8 +13,8 @@ Source: Schulman et al. 2017, eq. 7 (the clip); Schulman et al. 2016, eq. 16 (GA
 Not specified there: losses are means over the counted actions of a minibatch; advantages are
 whitened once, over all answers of an iteration, with the biased variance; the value loss is
 clipped and has weight ½; policy and value are two models whose gradients are clipped together.
-Not here: an entropy bonus, since the price β already contains one; the pre-training term of Ouyang
-et al., eq. 2.
+Not here: the pre-training term of Ouyang et al., eq. 2; an entropy bonus, since the KL penalty
+already contains one.
 
 Shapes: B answers, T actions: column t belongs to the action that chose token t + 1.
 """

@@ -43,7 +43,7 @@ class Rollout:
 
     @property
     def actions(self) -> Tensor:
-        """(B, T − 1): True where column t chose a token of the answer."""
+        """(B, T − 1): True where action t is a token of the answer."""
         return self.mask[:, 1:]
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ def roll_out(policy: nn.Module, prompts: Tensor | Sequence[Sequence[int]], max_n
     n_padding = P - left_mask.sum(1, keepdim=True)                      # (B, 1)
     columns = (torch.arange(tokens.size(1), device=device) + n_padding) % tokens.size(1)
     tokens, mask, logprobs = (x.gather(1, columns) for x in (tokens, mask, logprobs))
-    return Rollout(tokens, mask, logprobs[:, 1:])                       # column t chose token t + 1
+    return Rollout(tokens, mask, logprobs[:, 1:])                       # column t: token t + 1
 
 
 def last_action(actions: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class BERTConfig:
 
     @property
     def n_weights(self) -> int:
-        """Entries of the encoder's matrices and of W_e. Biases, gains and heads add little."""
+        """How many entries the encoder's matrices and W_e have. The other parameters are few."""
         C, E = self.d_model, self.d_embedding or self.d_model
         n_layers = 1 if self.share_layers else self.n_layers
         embeddings = (self.vocab_size + self.context_length) * E

@@ -4,7 +4,7 @@
             1 0 0            1 1 0      first layer: mask A, without the pixel itself (the centre)
             0 0 0            0 0 0      other layers: mask B, with it
 
-The first layer reads the image, and at the centre of its kernel is the pixel to predict. After that
+The first layer reads the image, and the pixel to predict is at the centre of its kernel. After that
 layer, the output at a pixel depends only on earlier pixels, so the next layer may read it at its
 own centre. When the image is known, one pass gives all conditionals. To draw an image, the network
 runs once for each pixel. A pixel is K numbers, one of which is 1. Convolutions pad an image with

@@ -150,7 +150,7 @@ class RecurrentLM(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def new_cache(self) -> list[RecurrentCache]:
-        """An empty cache for `forward`, which then takes only the tokens after the last call's."""
+        """An empty cache for `forward`. With it, each call takes only the new tokens."""
         return [RecurrentCache() for _ in self.layers]
 
     def states(self, tokens: Tensor, cache: list[RecurrentCache] | None = None) -> list[Tensor]:

@@ -64,7 +64,7 @@ class DecoderState:
 class Seq2Seq(nn.Module):
     """source (B, S), lengths (B,), target (B, T) -> logits (B, T, V): [:, t] scores word t + 1.
 
-    Source rows are padded on the right with any id; a padded row gives the logits of the row alone.
+    Source rows are padded on the right with any id; padding does not change the logits of a row.
     """
 
     def __init__(self, config: Seq2SeqConfig, generator: torch.Generator | None = None):

@@ -112,8 +112,8 @@ def merge_in_place(word: list[int], pair: Pair, new_id: int) -> Iterator[tuple[P
 def merge_steps(ids: list[int], merged: dict[Pair, int]) -> Iterator[tuple[Pair, list[int]]]:
     """The definition of encoding: merge the pair that was learned first, until no pair is left.
 
-    `merged` gives the id of each pair. Yields each pair that is merged, and the ids after it. Here
-    b c was learned first, so it is merged although a b is to the left of it:
+    `merged` gives the id of each pair. Yields each pair that is merged, and all ids after that
+    merge. Here b c was learned first, so it is merged although a b is to the left of it:
 
     >>> list(merge_steps([97, 98, 99], {(98, 99): 256, (97, 98): 257, (97, 256): 258}))
     [((98, 99), [97, 256]), ((97, 256), [258])]

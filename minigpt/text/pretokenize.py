@@ -42,7 +42,7 @@ def word_pattern() -> re.Pattern:
         rf" ?[{letters}]+",                             # letters, with the space before them
         rf" ?[{numbers}]+",                             # numbers, with the space before them
         rf" ?[^{WHITE_SPACE}{letters}{numbers}]+",      # other visible characters, likewise
-        rf"[{WHITE_SPACE}]+(?![^{WHITE_SPACE}])",       # white space; before a word, not its last
+        rf"[{WHITE_SPACE}]+(?![^{WHITE_SPACE}])",       # spaces, but not the one before a word
         rf"[{WHITE_SPACE}]+",                           # the rest of the white space
     ]))
 

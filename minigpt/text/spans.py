@@ -98,7 +98,7 @@ def split_at_sentinels(tokens: Sequence[int], vocab_size: int) -> list[list[int]
 
 
 def restore(input: Sequence[int], target: Sequence[int], vocab_size: int, end_id: int) -> list[int]:
-    """The text of which `corrupt_spans` made this input and target.
+    """The text from which `corrupt_spans` made this input and target.
 
     >>> restore([5, 31, 8, 30, 1], [31, 6, 7, 30, 9, 29, 1], vocab_size=32, end_id=1)
     [5, 6, 7, 8, 9]

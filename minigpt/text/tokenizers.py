@@ -50,7 +50,7 @@ def check_trainable(text: str) -> None:
 
 
 class Tokenizer:
-    """A kind has `vocabulary`: id -> str or bytes, `special_tokens`: name -> id, and `encode`."""
+    """Its kinds have `vocabulary` (id -> str or bytes), `special_tokens` (name -> id), `encode`."""
 
     @property
     def vocab_size(self) -> int:
@@ -299,7 +299,7 @@ class BPETokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in a file, of whichever kind. FileNotFoundError, or ValueError for no such."""
+    """Loads a tokenizer of any kind from a file; ValueError if the file holds none."""
     content = read_json(path)
     kinds = {kind.__name__: kind for kind in (CharTokenizer, WordTokenizer, BPETokenizer)}
     name = str(content.pop("kind", None))

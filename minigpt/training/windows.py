@@ -22,7 +22,7 @@ def make_random_windows(tokens: Tensor, batch_size: int, length: int) -> Callabl
     def next_batch(generator: Generator) -> Tensor:
         starts = torch.randint(len(tokens) - length + 1, (batch_size, 1), generator=generator)
         places = starts + torch.arange(length)                          # (B, length)
-        return tokens[places.to(tokens.device)].long()                  # stored in a narrower type
+        return tokens[places.to(tokens.device)].long()                  # from int16, for example
 
     return next_batch
 

@@ -82,7 +82,7 @@ def decode(ids: Sequence[int]) -> str:
 
 
 class Instruction(NamedTuple):
-    """A request and its right answer, which is a courtesy and a content."""
+    """A request and its right answer in two parts: a polite word and the content."""
     kind: str               # one of KINDS
     request: str
     courtesy: str           # "gladly", or "sorry" to a misdeed
