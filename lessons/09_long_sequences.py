@@ -10,8 +10,7 @@ Source          course A, "Transformer decoder"; course B, "Transformadores para
 Expect          1.6 minutes on one core (quick: 7 s); every check passes. Of the decisions that full
                 attention has no room for, compressed attention reports 85 to 100 % (five seeds),
                 full attention 4 to 6 %. 8 rounds of hashing come within 20 % of full attention.
-Not here        mixture of experts (Liu et al.); caches for these attentions; the inside of
-                FlashAttention, the fused kernel that `attend` calls.
+Not here        mixture of experts (Liu et al.); caches; the inside of the fused kernel.
 
 Shapes: B batch, H heads, T tokens, S keys, D width of one head, C = d_model, R rounds of hashing,
 V vocabulary, L layers, N documents.
@@ -70,7 +69,6 @@ def randn(*shape):
 # We check the cut on a model that is small enough to list. It has three tokens; δ is the last
 # one. The expected values do not use the cut: p(m, δ) is the sum of p over all nine y, and p(y |
 # m, δ) is a ratio. The other side comes from the logits of the model in one pass, cut at δ.
-#
 # Items: A01, A02, A08
 
 # %%
@@ -78,9 +76,8 @@ ONE_SEQUENCE = "A: Transformer decoder; Liu et al. 2018, §4.2.3"
 tiny = GPT(GPTConfig(vocab_size=3, context_length=6, n_layers=2, n_heads=2, d_model=8)).double()
 for parameter in tiny.parameters():
     torch.nn.init.normal_(parameter, std=0.7, generator=lesson.generator)
-source, delta = [1, 0, 0], 2
 answers = torch.tensor(list(itertools.product(range(3), repeat=2)))             # (9, 2): every y
-w = torch.cat([torch.tensor([source + [delta]]).expand(9, 4), answers], 1)      # (9, 6): (m, δ, y)
+w = torch.cat([torch.tensor([[1, 0, 0, 2]]).expand(9, 4), answers], 1)          # (9, 6): (m, δ, y)
 with torch.no_grad():
     logprobs = tiny(w)[:, :-1].log_softmax(-1)                                  # (9, 5, 3)
 terms = logprobs.gather(-1, w[:, 1:, None])[..., 0]     # (9, 5) log p(wᵢ | w_<i), i = 2 … 6
@@ -173,21 +170,15 @@ jacobian = jacobian.abs().amax(dim=(1, 3))                                      
 lesson.check("causal: ∂out_t/∂x_s = 0 for every s > t", jacobian.triu(1), torch.zeros(T, T), atol=0,
              source="derived above")
 unseen = [(t, s) for t in range(T) for s in range(t) if jacobian[t, s] == 0]
-print("    and 0 for some of the past: token 5 does not depend on "
-      f"{[s for t, s in unseen if t == 5]}, because its slot also has a later input")
 unfinished = [(t, s) for t in range(T) for s in range(t) if s > t // 3 * 3]
 lesson.check("the unseen past is exactly the part in no finished slot", sorted(unseen), unfinished,
              atol=0, source="counted by hand")
 
 # %% [markdown]
-# This gap is a reason to alternate two kinds of layers, as Liu et al. do. A local layer (L)
+# So Liu et al. alternate two kinds of layers. A local layer (L)
 # reads the last tokens exactly. A memory-compressed layer (M) reads the whole past, but
 # averaged. Their model has five layers, L M L M L: `make_long_gpt(config, "LMLML")` is GPT with
 # these attentions. Is it causal? We change the tokens after t. No logit up to t may change.
-#
-# (The paper does not say what the first tokens attend to. In its authors' code, slot j holds
-# inputs 3j to 3j + 2, and the first input also has a slot of its own. The convolution here
-# starts two zeros early instead.)
 
 # %%
 form = GPTConfig.modern(vocab_size=19, context_length=40, n_layers=5, n_heads=2, d_model=16)
@@ -213,19 +204,17 @@ lesson.check("LMLML: no later token changes an earlier logit", moved, 0.0, atol=
 #
 #     P(same bucket) = 1 − θ/π                       one hyperplane, two buckets
 #
-# For n buckets, draw n/2 random directions, the columns of a matrix R. The bucket of x is the
-# nearest among these directions and their opposites: h(x) = argmax [xR; −xR]. For n = 4 there is
-# a formula too. Let u₁ and u₂ be the projections of x on the two directions. Direction 1 wins if
-# u₁ − u₂ > 0 and u₁ + u₂ > 0. In the same way, the signs of u₁ − u₂ and u₁ + u₂ decide each of
-# the four buckets. Two independent normal variables of equal variance have an independent
-# difference and sum. So these are two independent hyperplanes, and both must agree: P = (1 −
-# θ/π)².
+# For n buckets, draw n/2 random directions, the columns of a matrix Ω. The bucket of x is the
+# nearest among these directions and their opposites: h(x) = argmax [xΩ; −xΩ]. For n = 4 there is a
+# formula too. Let u₁ and u₂ be the projections of x on the two directions. Direction 1 wins if
+# both u₁ − u₂ and u₁ + u₂ are positive. In the same way, the signs of these two numbers decide
+# each of the four buckets. Two independent normal variables of equal variance have an independent
+# difference and sum. So these are two independent hyperplanes, and both must agree: (1 − θ/π)².
 
 # %%
 n_draws = lesson.pick(full=40_000, quick=4_000)
 shares = torch.linspace(0.0, 1.0, 11)                                           # θ/π
-pairs = torch.tensor([[[1.0, 0.0, 0.0, 0.0],
-                       [math.cos(math.pi * a), math.sin(math.pi * a), 0.0, 0.0]]
+pairs = torch.tensor([[[1.0, 0, 0, 0], [math.cos(math.pi * a), math.sin(math.pi * a), 0, 0]]
                       for a in shares.tolist()])                                # (11, 2, 4)
 met = {}                                # n buckets: the share of draws with one bucket, per angle
 for n in (2, 4, 16):
@@ -237,9 +226,8 @@ lesson.check("P(same bucket) = 1 − θ/π, two buckets", met[2], 1 - shares, at
              source="Goemans and Williamson 1995", items=("B34",))
 lesson.check("P(same bucket) = (1 − θ/π)², four buckets", met[4], (1 - shares) ** 2, atol=error,
              source="derived above")
-falls = [bool((met[n].diff() < 0.01).all()) for n in met]
-lesson.check("P decreases with the angle, for 2, 4 and 16 buckets", falls, [True] * 3, atol=0,
-             source="by sampling")
+falls = [bool((share.diff() < 0.01).all()) for share in met.values()]
+lesson.check("P decreases with the angle", falls, [True] * 3, atol=0, source="by sampling")
 
 fig, (left, right) = plotting.figure(10, 3.8, columns=2, sharey=True)
 fine = torch.linspace(0, 1, 101)
@@ -249,8 +237,8 @@ for n, marker in zip(met, "osD"):
     left.plot(180 * shares, met[n], marker, color="black", markersize=4, markerfacecolor="white",
               linestyle="none", label=f"{n} buckets, drawn")
 for rounds in (1, 2, 4, 8):
-    right.plot(180 * shares, 1 - (1 - met[16]) ** rounds, marker="o", markersize=3,
-               label=f"{rounds} round" + "s" * (rounds > 1))
+    missed = (1 - met[16]) ** rounds
+    right.plot(180 * shares, 1 - missed, marker="o", markersize=3, label=f"R = {rounds}")
 left.set(xlabel="angle θ (degrees)", ylabel="probability of a shared bucket",
          title="One round: near vectors share a bucket")
 right.set(xlabel="angle θ (degrees)", title="16 buckets, at least once in R rounds: 1 − (1 − P)ᴿ")
@@ -264,17 +252,13 @@ lesson.figure(fig, "collisions")
 # attend to itself only if it has no other key. One round of LSH attention has four steps:
 #
 # 1. sort the tokens by bucket, and within a bucket by position;
-# 2. cut the sorted tokens into chunks of m tokens;
+# 2. cut the sorted tokens into chunks of m tokens (equal sizes make one batch of matrices);
 # 3. let each token attend to the tokens of its own bucket that are in its chunk or the one before;
 # 4. mask those that are later in the text.
 #
-# Buckets have different sizes, but all chunks have the same. So the work is one batch of small
-# matrices.
-#
 # A near key is missed if a hyperplane passes between it and the query. So we make R rounds with
 # different random directions, and combine them. In round r a query found the set of keys Pʳ, and
-# its output is oʳ. The log of the denominator of its softmax is zʳ = log Σ_{j ∈ Pʳ} e^score.
-# Then
+# its output is oʳ. The log of the denominator of its softmax is zʳ = log Σ_{j ∈ Pʳ} e^score. Then
 #
 #     o = Σᵣ e^{zʳ} oʳ / Σᵣ e^{zʳ}
 #
@@ -283,9 +267,9 @@ lesson.figure(fig, "collisions")
 # The result is one softmax over the union of the Pʳ. To check this, we find the union with
 # sorted Python lists, and compute attention over it by loops.
 #
-# (LSH attention is not perfectly causal, in Reformer too. Only values of the past are averaged. But
-# the places where the chunks are cut depend on all tokens. So a later token can decide whether two
-# earlier tokens are in neighbouring chunks. With a single chunk this cannot happen.)
+# (LSH attention is not perfectly causal, in Reformer too: all tokens together decide where the
+# chunks are cut. So a later token can decide whether two earlier tokens are in neighbouring
+# chunks. With a single chunk this cannot happen.)
 
 # %%
 R, m = 4, 5
@@ -319,16 +303,15 @@ lesson.check("one bucket and one chunk = full shared-QK attention",
 # of all. So LSH attention converges to full attention. Here with two buckets and one chunk:
 
 # %%
-print("    rounds   error, largest entry")
 for R in (1, 4, 16, 64, 128):
     rotations = random_rotations(R, D, 2, lesson.generator).double()
     approximate = lsh_attention(q, v, lsh_buckets(q, rotations), T)
-    print(f"    {R:6d}   {(approximate - full).abs().max():.4f}")
+    print(f"    {R:3d} rounds: largest error {(approximate - full).abs().max():.4f}")
 lesson.check("LSH → full attention as rounds grow: 128 rounds", approximate, full, atol=0.02,
              source="Kitaev et al. 2020, §2")
 
 # %% [markdown]
-# The cost of one round. Course B says O(n log n) for n tokens, against O(n²) for full attention.
+# Course B gives the cost O(n log n) for n tokens, against O(n²) for full attention.
 # The log n comes from the sort in step 1: a sort by comparisons makes about n log₂ n of them.
 # Steps 2 to 4 are linear: with fixed chunks of m tokens there are 2m scores per token, whatever n
 # is. We count the comparisons of Python's sort. When n doubles, log₂ n grows by 1, so the
@@ -337,15 +320,15 @@ lesson.check("LSH → full attention as rounds grow: 128 rounds", approximate, f
 # %%
 def comparisons(n, m=64):
     """How many comparisons sort n tokens with random buckets by bucket and position."""
-    generator, count = random.Random(lesson.seed), itertools.count()
+    generator, pairs = random.Random(lesson.seed), []
     keys = [(generator.randrange(2 * n // m), t) for t in range(n)]
 
     def compare(a, b):
-        next(count)
+        pairs.append((a, b))
         return -1 if a < b else 1
 
     sorted(keys, key=functools.cmp_to_key(compare))
-    return next(count)
+    return len(pairs)
 
 
 per_token = [comparisons(n) / n for n in (256, 512, 1024, 2048, 4096)]
@@ -362,8 +345,7 @@ lesson.check("sorting, n log n: +1 comparison per token when n doubles", growth,
 # %%
 n = 36
 q36, k36, eye = randn(1, 1, n, 8), randn(1, 1, n, 8), torch.eye(n, dtype=torch.float64)[None, None]
-slot_of_input = (torch.arange(n)[None] + 2) // 3                                # (1, n)
-slot_inputs = (slot_of_input == torch.arange(n // 3)[:, None]).double()[None, None]
+slot_inputs = ((torch.arange(n) + 2) // 3 == torch.arange(n // 3)[:, None]).double()[None, None]
 hashes = lsh_buckets(q36, random_rotations(2, 8, 4, lesson.generator).double())
 looks = {
     "full: T·T": attend(q36, k36, eye, causal=True),
@@ -391,19 +373,16 @@ lesson.figure(fig, "who_looks_where")
 # The second line follows from the first: solve y₂ = x₂ + G(y₁) for x₂, then y₁ = x₁ + F(x₂) for x₁.
 # So only the output of the last layer is kept. The price is that F and G are computed twice. The
 # gradients must equal those of autograd with all activations kept. A hook on every saved tensor
-# counts the bytes. The weights are not counted, because they are in memory in any case.
+# counts the bytes. The weights are not counted.
 
 # %%
-kept = {}
-
-
 def megabytes_of(model, text):
     return saved_bytes(lambda: model(text[:, :-1]), model.parameters()) / 1e6
 
 
+kept = {}
 for n_layers in (2, 4, 8):
-    form = GPTConfig.modern(vocab_size=19, context_length=96, n_layers=n_layers, n_heads=2,
-                            d_model=16)
+    form = GPTConfig.modern(19, context_length=96, n_layers=n_layers, n_heads=2, d_model=16)
     weights = torch.Generator().manual_seed(lesson.seed)
     model = make_long_gpt(form, "LM" * (n_layers // 2), block=16, reversible=True,
                           generator=weights).double()
@@ -419,11 +398,10 @@ for n_layers in (2, 4, 8):
                  source="Gomez et al. 2017; Kitaev et al. 2020, §3")
     print(f"    {n_layers} layers: {kept[n_layers, True]:.2f} MB of activations kept by autograd, "
           f"{kept[n_layers, False]:.2f} MB by reversible layers")
-lesson.claim(
-    "8 layers against 2: autograd keeps over 3 times the memory, reversible layers the same",
-    kept[8, True] > 3 * kept[2, True] and kept[8, False] == kept[2, False],
-    f"from 2 to 8 layers: {kept[2, True]:.2f} → {kept[8, True]:.2f} MB against "
-    f"{kept[2, False]:.2f} → {kept[8, False]:.2f} MB")
+lesson.claim("8 layers against 2: autograd keeps over 3 times as much, reversible layers the same",
+             kept[8, True] > 3 * kept[2, True] and kept[8, False] == kept[2, False],
+             f"from 2 to 8 layers: {kept[2, True]:.2f} → {kept[8, True]:.2f} MB against "
+             f"{kept[2, False]:.2f} → {kept[8, False]:.2f} MB")
 
 # %% [markdown]
 # ## 6. ALBERT: fewer weights, but not fewer activations
@@ -442,7 +420,7 @@ lesson.claim(
 # embedding is factorised and the layers are shared. Sharing saves weights only. All L layers are
 # still computed, so time and activations are those of BERT.
 #
-# Course B says "5 veces más pequeño". Which two models is this? ALBERT-base is 9 times smaller than
+# Course B also says "5 veces más pequeño", 5 times smaller. ALBERT-base is 9 times smaller than
 # BERT-base, but its scores are lower. ALBERT-xlarge (C = 2048) against BERT-large fits: 60M against
 # 334M weights, with about equal scores (Lan et al. 2020, table 2).
 
@@ -453,44 +431,32 @@ MODELS = {"BERT base": BERTConfig.base(), "ALBERT base": BERTConfig.albert_base(
           "BERT large": BERTConfig.large(), "ALBERT xlarge": XLARGE}
 PARTS = {"embeddings": ("token", "position", "segment", "embedding", "widen"),
          "layers": ("blocks",), "pooler": ("pooler",)}
-
-
-def count_parts(config):
-    """The numbers of weights of each part of the library's model."""
-    with torch.device("meta"):                                  # shapes without memory
-        named = list(BERT(config).named_parameters())
-    return {part: sum(p.numel() for key, p in named if key.startswith(words))
-            for part, words in PARTS.items()}
-
-
 counts = {}
 for name, config in MODELS.items():
-    parts = count_parts(config)
+    with torch.device("meta"):                                  # shapes without memory
+        named = list(BERT(config).named_parameters())
+    parts = {part: sum(p.numel() for key, p in named if key.startswith(words))
+             for part, words in PARTS.items()}
     counts[name] = sum(parts.values())
     print(f"    {name:<14}" + " ".join(f"{part} {number:>11,}  " for part, number in parts.items())
           + f"all {counts[name]:>11,}")
 
 
-def bert_size(V, C, L, P=512):
-    return (V + P + 2) * C + 2 * C + L * (12 * C * C + 13 * C) + C * C + C
+def bert_size(V, C, L):
+    return (V + 514) * C + 2 * C + L * (12 * C * C + 13 * C) + C * C + C
 
 
-def albert_size(V, C, E=128, P=512):
-    return (V + P + 2) * E + 2 * E + E * C + C + 12 * C * C + 13 * C + C * C + C
+def albert_size(V, C, E=128):
+    return (V + 514) * E + 2 * E + E * C + C + 12 * C * C + 13 * C + C * C + C
 
 
-LAN = "Lan et al. 2020, §3.1 and table 2"
-lesson.check("BERT base: 109,482,240 (table: 108M)", counts["BERT base"],
-             bert_size(30_522, 768, 12), atol=0, source=LAN)
-lesson.check("ALBERT base: 11,683,584 (table: 12M)", counts["ALBERT base"],
-             albert_size(30_000, 768), atol=0, source=LAN)
-lesson.check("BERT large (table: 334M) and ALBERT xlarge (table: 60M)",
-             [counts["BERT large"], counts["ALBERT xlarge"]],
-             [bert_size(30_522, 1024, 24), albert_size(30_000, 2048)], atol=0, source=LAN)
+by_formula = [bert_size(30_522, 768, 12), albert_size(30_000, 768),
+              bert_size(30_522, 1024, 24), albert_size(30_000, 2048)]
+lesson.check("weights of the four models (table: 108M, 12M, 334M, 60M)", list(counts.values()),
+             by_formula, atol=0, source="Lan et al. 2020, §3.1 and table 2", items=("B36",))
 ratio = counts["BERT large"] / counts["ALBERT xlarge"]
 lesson.claim("ALBERT-xlarge is more than 5 times smaller than BERT-large", ratio > 5,
-             f"{ratio:.1f} times; base against base "
-             f"{counts['BERT base'] / counts['ALBERT base']:.1f} times", items=("B36",))
+             f"{ratio:.1f} times", items=("B36",))
 
 # %% [markdown]
 # ## 7. The cost, measured
@@ -498,10 +464,8 @@ lesson.claim("ALBERT-xlarge is more than 5 times smaller than BERT-large", ratio
 # thread, and the bytes that autograd keeps for the backward pass. "Full" writes its T × T
 # weights to memory, as the equation does, and as programs did in 2018 and 2020. The fused kernel
 # of `attend` (Dao et al. 2022) computes the same result without writing them.
-#
-# On log-log axes a power of n is a straight line, and its slope is the exponent. The exponent is
-# fitted over the upper half of the sizes. In time it can be more than 2, when the matrix no longer
-# fits into the processor's cache. (With chunks of m tokens, hashing has 2n/m buckets. So each of n
+# On log-log axes a power of n is a straight line, and its slope is the exponent. It is fitted over
+# the upper half of the sizes. (With chunks of m tokens, hashing has 2n/m buckets. So each of n
 # tokens is compared with n/m directions, and this small part of the time grows as n².)
 
 # %%
@@ -509,14 +473,14 @@ sizes = [2**i for i in lesson.pick(full=range(8, 14), quick=range(7, 11))]
 convolution = torch.nn.Conv1d(32, 32, 3, 3, bias=False)
 
 
-def compress(x):
-    return convolution(F.pad(x[0].mT, (2, 0))).mT[None]         # (1, 1, n, 32) -> (1, 1, ⌈n/3⌉, 32)
+def compress(x):                        # (1, 1, n, 32) -> (1, 1, ⌈n/3⌉, 32)
+    return convolution(F.pad(x[0].mT, (2, 0))).mT[None]
 
 
 def hashed(q, k, v, chunk=64):
     # A generator of its own, because the clock decides how often this function runs.
     generator = torch.Generator().manual_seed(lesson.seed)
-    n_buckets = max(2, 2 * q.size(2) // chunk)                  # Reformer: chunks of 2n/n_buckets
+    n_buckets = max(2, 2 * q.size(2) // chunk)
     return lsh_attention(q, v, lsh_buckets(q, random_rotations(4, 32, n_buckets, generator)), chunk)
 
 
@@ -530,13 +494,13 @@ attentions = {
 
 
 @torch.no_grad()
-def cpu_seconds(attention, q, k, v):
+def cpu_seconds(attention, *inputs):
     """The shortest of several calls. The first call is not timed: it allocates memory."""
-    attention(q, k, v)
+    attention(*inputs)
     times = []
     while len(times) < 3 or sum(times) < 0.02:
         start = time.process_time()
-        attention(q, k, v)
+        attention(*inputs)
         times.append(time.process_time() - start)
     return min(times)
 
@@ -546,14 +510,6 @@ def kept_megabytes(attention, *inputs):
     return saved_bytes(lambda: attention(*tracked)) / 1e6
 
 
-seconds, megabytes = {name: [] for name in attentions}, {name: [] for name in attentions}
-for n in sizes:
-    q, k, v = (torch.randn(1, 1, n, 32, generator=lesson.generator) for _ in range(3))
-    for name, attention in attentions.items():
-        seconds[name].append(cpu_seconds(attention, q, k, v))
-        megabytes[name].append(kept_megabytes(attention, q, k, v))
-
-
 def exponent(values):
     """The slope of log(values) against log(n), by least squares over the upper half of sizes."""
     upper = slice(len(sizes) // 2 - 1, None)
@@ -561,14 +517,14 @@ def exponent(values):
     return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
 
 
+seconds, megabytes = ({name: [] for name in attentions} for _ in range(2))
+for n in sizes:
+    q, k, v = (torch.randn(1, 1, n, 32, generator=lesson.generator) for _ in range(3))
+    for name, attention in attentions.items():
+        seconds[name].append(cpu_seconds(attention, q, k, v))
+        megabytes[name].append(kept_megabytes(attention, q, k, v))
 time_power = {name: exponent(seconds[name]) for name in attentions}
 memory_power = {name: exponent(megabytes[name]) for name in attentions}
-
-
-def powers(exponents):
-    return ", ".join(f"{name} n^{power:.2f}" for name, power in exponents.items())
-
-
 print(f"    at n = {sizes[-1]:,}          time    grows as    memory    grows as")
 for name in attentions:
     print(f"    {name:<20} {1000 * seconds[name][-1]:6.0f} ms    n^{time_power[name]:.2f}   "
@@ -579,27 +535,25 @@ lesson.claim(
     "memory: full and compressed grow as n², compressed a third of full; local and LSH as n",
     min(memory_power[name] for name in quadratic) > 1.85
     and max(memory_power[name] for name in linear) < 1.1 and 0.28 < third < 0.40,
-    f"{powers(memory_power)}; compressed/full {third:.2f} at {sizes[-1]:,}", full_run=True,
+    f"exponents in the table; compressed/full {third:.2f} at {sizes[-1]:,}", full_run=True,
     items=("B35",))
 ratio = seconds["full"][-1] / seconds["local, b = 256"][-1]
 lesson.claim(
     "time: full's exponent is 0.5 above local's and LSH's; local is 20 times faster at 8,192",
     time_power["full"] > 0.5 + max(time_power[name] for name in linear) and ratio > 20,
-    f"{powers(time_power)}; full/local {ratio:.0f}", full_run=True)
+    f"exponents in the table; full/local {ratio:.0f}", full_run=True)
 fused = megabytes["full, fused kernel"][-1]
-least = min(kept[-1] for name, kept in megabytes.items() if name != "full, fused kernel")
+least = min(megabytes[name][-1] for name in (*quadratic, *linear))
 lesson.claim("full attention with the fused kernel keeps less than half of any other's memory",
              fused < 0.5 * least, f"{fused:.1f} MB against {least:.1f} MB and more", full_run=True)
 
 fig, panels = plotting.figure(11, 4.4, columns=2)
-for axes, values, unit, title in (
-    (panels[0], seconds, "CPU seconds, forward", "Time"),
-    (panels[1], megabytes, "MB kept for the backward pass", "Memory"),
-):
+labels = ("Time: CPU seconds, forward", "Memory: MB kept for the backward pass")
+for axes, values, label in zip(panels, (seconds, megabytes), labels):
     for (name, line), marker in zip(values.items(), "osD^v"):
         axes.loglog(sizes, line, marker=marker, markersize=4,
                     label=f"{name}: n^{exponent(line):.2f}")
-    axes.set(xlabel="tokens n", ylabel=unit, title=title)
+    axes.set(xlabel="tokens n", title=label)
     axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
     axes.minorticks_off()
     axes.legend()
@@ -611,9 +565,8 @@ lesson.figure(fig, "costs")
 # memory. Today a kernel saves it and leaves nothing out. But its time still grows as n².
 #
 # ## 8. Summaries of documents that do not fit
-# The documents are minutes of meetings, written by a grammar. They have many sentences of small
-# talk, and six decisions at random places. The summary lists the decisions, always in the same
-# order.
+# The documents are minutes of meetings, written by a grammar. They have much small talk, and six
+# decisions at random places. The summary lists the decisions, always in the same order.
 #
 # Liu et al. call such a model *abstractive*: it writes the summary as new text, token by token. An
 # *extractive* model copies whole sentences of the source. Here the summary "pet Waffle" is not a
@@ -621,7 +574,6 @@ lesson.figure(fig, "costs")
 #
 # For a model that reads everything, a summary costs 0 bits. For a model that reads nothing, each
 # value costs log₂ of the number of possible values.
-#
 # Items: A04
 
 # %%
@@ -677,19 +629,16 @@ def documents(n, length, seed):
 
 shown = " ".join(document(96, torch.Generator().manual_seed(lesson.seed))[0])
 shown = shown.replace(" .", ".").replace(" :", ":").replace("Decided", "DECIDED")
-minutes, summary = shown.split(" δ")
-print(textwrap.fill(minutes, 96, initial_indent="    ", subsequent_indent="    "))
-print(f"    δ{summary}")
+print(textwrap.fill(shown, 96, initial_indent="    ", subsequent_indent="    "))
 print(f"    {tokenizer.vocab_size} words; a summary costs {unread:.1f} bits unread, 0 read; "
       f"a random guess is right in {chance:.1%}")
 
 # %% [markdown]
 # All models get the same budget: the number of score entries, summed over the layers, for one
-# head. In 2018 and 2020 this was a budget of memory. With the fused kernel it is a budget of
-# time. Two compressed layers over LENGTH tokens set the budget. A compressed and a local layer
-# (two of the five layers of Liu et al.) need about half. Two full layers have a shorter context:
-# only the newest `window` tokens, because δ and the summary are at the end. The decisions are at
-# random places, so those before the window are lost.
+# head. With the fused kernel this is a budget of time. Two compressed layers over LENGTH tokens
+# set the budget. A compressed and a local layer (two of the five layers of Liu et al.) need about
+# half. Two full layers have a shorter context: only the newest `window` tokens, because δ and the
+# summary are at the end. The decisions are at random places, so those before the window are lost.
 
 # %%
 LENGTH, BLOCK = lesson.pick(full=1024, quick=128), 16
@@ -704,8 +653,7 @@ for layers, n in contexts.items():
 # All models are trained in the same way: first on short documents, then on longer ones. A model
 # that starts with long documents must find each decision among hundreds of words, and a few
 # minutes of training are not enough to learn this. Rotary positions depend on distances only, so
-# the skill learned on short documents also works on long ones. (M comes before L here. In the
-# other order these two layers have not learned the task when the short documents end.)
+# the skill learned on short documents also works on long ones.
 
 # %%
 stages = lesson.pick(                                           # length, steps, documents per step
@@ -713,8 +661,7 @@ stages = lesson.pick(                                           # length, steps,
     quick=[(48, 4, 8), (64, 2, 4), (96, 2, 4), (LENGTH, 2, 4)])
 training = [documents(steps * batch, length, seed=1_000 * lesson.seed + length)[0]
             for length, steps, batch in stages]
-n_test = lesson.pick(full=150, quick=20)
-test, places = documents(n_test, LENGTH, seed=1_000 * lesson.seed + 999)
+test, places = documents(lesson.pick(full=150, quick=20), LENGTH, 1_000 * lesson.seed + 999)
 
 
 def summary_loss(model, batch):
@@ -764,7 +711,6 @@ for layers, context in contexts.items():
     model = train_on_documents(layers, context)
     results[layers] = tuple(table.cpu() for table in judge(model, test.to(lesson.device)))
 
-# %%
 inside = places >= LENGTH - window      # the decisions that the full model reads
 print(f"\n    {inside.float().mean():.0%} of the decisions are in the newest {window} words\n")
 print(f"    {'':<22}{'bits per summary':>18}{'right, in the newest':>22}{'before them':>14}")
@@ -773,11 +719,6 @@ for layers, (correct, bits) in results.items():
     newest, before = (correct[part].float().mean().item() for part in (inside, ~inside))
     right[layers] = newest, before
     print(f"    {names[layers]:<22}{bits.sum(1).mean():>18.1f}{newest:>22.1%}{before:>14.1%}")
-of_cut = results["FF"][1][~inside].sum().item() / len(test)
-bits_unread = torch.tensor([math.log2(len(values)) for values in VALUES.values()])
-uniform = (~inside).float().mean(0) @ bits_unread
-print(f"    full attention: {of_cut:.1f} of its bits are for decisions that it does not read; "
-      f"equal\n    probabilities for all values would cost {uniform:.1f} bits")
 for layers in ("MM", "ML"):
     lesson.claim(
         f"{names[layers]}: right on ≥ 80 % of the decisions before the newest {window} words",
@@ -790,14 +731,12 @@ lesson.claim("full, same budget: right on < 15 % of the decisions before its win
 
 fig, axes = plotting.figure(8, 4)
 edges = torch.linspace(0, LENGTH - 1 - ASKED, 9)
-middle = (edges[1:] + edges[:-1]) / 2
 for (layers, (correct, _)), marker in zip(results.items(), "osD"):
     share = [correct[(places >= low) & (places < high)].float().mean().item()
              for low, high in itertools.pairwise(edges)]
-    axes.plot(middle, share, marker=marker, markersize=4,
+    axes.plot((edges[1:] + edges[:-1]) / 2, share, marker=marker, markersize=4,
               label=f"{names[layers]}: {entries[layers]:,} scores")
-axes.axhline(chance, color="black", linestyle=":", linewidth=1,
-             label=f"a random guess, {chance:.1%}")
+axes.axhline(chance, color="black", linestyle=":", label=f"a random guess, {chance:.1%}")
 axes.axvspan(0, LENGTH - window, color="black", alpha=0.07)
 axes.text((LENGTH - window) / 2, 0.5, "not read by\nfull attention", ha="center", va="center")
 axes.set(xlabel="place of the decision in the document (word)", ylabel="share reported right",
@@ -806,11 +745,6 @@ axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.1))
 lesson.figure(fig, "summaries")
 
 # %% [markdown]
-# Nearly all bits of the full model are for decisions that it does not read. They cost more than
-# equal probabilities would cost: the model gives some values too much probability. (In the first
-# three stages of its training it could read everything, so it never had to give equal
-# probabilities.)
-#
 # ## 9. How many rounds does a trained model need?
 # In part 4 the queries were random. The queries of a trained model are not. So we train a model
 # with full shared-QK attention (letter H, without hashing) on the same documents. Then we switch
@@ -819,31 +753,25 @@ lesson.figure(fig, "summaries")
 # %%
 n_buckets = lesson.pick(full=14, quick=6)       # full: chunks of 2·432/14 → 62 tokens
 model = train_on_documents("HH", stages[2][0], n_stages=3, n_buckets=n_buckets, n_rounds=1)
-n_test = lesson.pick(full=24, quick=10)
-test = documents(n_test, stages[2][0], seed=1_000 * lesson.seed + 998)[0].to(lesson.device)
-activations = []                        # of each attention: the layer, its input, its output
-
-
-def record(layer, inputs, output):
-    activations.append((layer, inputs[0], output))
-
-
-hooks = [block.attention.register_forward_hook(record) for block in model.blocks]
+test, _ = documents(lesson.pick(full=24, quick=10), stages[2][0], 1_000 * lesson.seed + 998)
+test = test.to(lesson.device)
+activations = []                        # of each attention: the layer, its inputs, its output
+hooks = [block.attention.register_forward_hook(lambda *record: activations.append(record))
+         for block in model.blocks]
 correct, bits = judge(model, test)
 full_share, full_bits = correct.float().mean().item(), bits.sum(1).mean().item()
 for hook in hooks:
     hook.remove()
 tables = (model.cos[:test.size(1) - 1], model.sin[:test.size(1) - 1])
 
-ROUNDS = [1, 2, 4, 8]
-errors, shares_right = [], []
+ROUNDS, errors, shares_right = [1, 2, 4, 8], [], []
 for R in ROUNDS:
     for block in model.blocks:
         rotations = random_rotations(R, 32, n_buckets, lesson.generator)
         block.attention.full, block.attention.rotations = False, rotations.to(lesson.device)
     with torch.no_grad():
-        errors.append([((layer(x, rotary=tables) - y).norm() / y.norm()).item()
-                       for layer, x, y in activations])
+        errors.append([((layer(*inputs, rotary=tables) - y).norm() / y.norm()).item()
+                       for layer, inputs, y in activations])
     correct, bits = judge(model, test)
     shares_right.append(correct.float().mean().item())
     print(f"    R = {R}: error of the output of attention {errors[-1][0]:.1%} (layer 1), "
@@ -857,21 +785,15 @@ lesson.claim("8 rounds: error of attention below 20 %, and less than half of the
              f"; reported right {shares_right[-1]:.1%} and {shares_right[0]:.1%}, "
              f"full {full_share:.1%}", full_run=True)
 
-fig, (left, right) = plotting.figure(10, 3.8, columns=2)
+fig, axes = plotting.figure(6, 3.8)
 for i, marker in enumerate("os"):
-    left.semilogx(ROUNDS, [error[i] for error in errors], marker=marker, markersize=4,
+    axes.semilogx(ROUNDS, [error[i] for error in errors], marker=marker, markersize=4,
                   label=f"layer {i + 1}")
-left.set(xlabel="rounds of hashing R", ylabel="‖LSH − full‖ / ‖full‖", ylim=(0, None),
-         title="Error of the output of attention")
-left.legend()
-right.semilogx(ROUNDS, shares_right, marker="o", markersize=4, label="hashed")
-right.axhline(full_share, color="black", linestyle=":", label="full shared-QK attention")
-right.set(xlabel="rounds of hashing R", ylabel="share of decisions reported right",
-          ylim=(-0.03, 1.05), title="Summaries by the trained model")
-right.legend(loc="lower right")
-for axes in (left, right):
-    axes.set_xticks(ROUNDS, ROUNDS)
-    axes.minorticks_off()
+axes.set(xlabel="rounds of hashing R", ylabel="‖LSH − full‖ / ‖full‖", ylim=(0, None),
+         title="Error of the output of attention, trained model")
+axes.legend()
+axes.set_xticks(ROUNDS, ROUNDS)
+axes.minorticks_off()
 lesson.figure(fig, "rounds")
 
 # %%
