@@ -66,9 +66,9 @@ def randn(*shape):
 # first. In its formula for p(w) the product ends at n + η, so the last token of y is missing.
 # (Liu et al., §4.2.3, have the same slip.)
 #
-# We check the cut on a model that is small enough to list. It has three tokens; δ is the last
-# one. The expected values do not use the cut: p(m, δ) is the sum of p over all nine y, and p(y |
-# m, δ) is a ratio. The other side comes from the logits of the model in one pass, cut at δ.
+# We check the cut on a model that is small enough to list. It has three tokens; δ is the last one.
+# The expected values do not use the cut: p(m, δ) is the sum of p over all nine y, and p(y | m, δ)
+# is a ratio. The other side comes from the logits of the model in one pass, cut at δ.
 # Items: A01, A02, A08
 
 # %%
@@ -461,12 +461,12 @@ lesson.claim("ALBERT-xlarge is more than 5 times smaller than BERT-large", ratio
 # %% [markdown]
 # ## 7. The cost, measured
 # We take one sequence and one head of width 32, forward only. We measure the CPU seconds of one
-# thread, and the bytes that autograd keeps for the backward pass. "Full" writes its T × T
-# weights to memory, as the equation does, and as programs did in 2018 and 2020. The fused kernel
-# of `attend` (Dao et al. 2022) computes the same result without writing them.
-# On log-log axes a power of n is a straight line, and its slope is the exponent. It is fitted over
-# the upper half of the sizes. (With chunks of m tokens, hashing has 2n/m buckets. So each of n
-# tokens is compared with n/m directions, and this small part of the time grows as n².)
+# thread, and the bytes that autograd keeps for the backward pass. "Full" writes its T × T weights
+# to memory, as programs did in 2018 and 2020. The fused kernel of `attend` (Dao et al. 2022) does
+# not write them. On log-log axes a power of n is a straight line, and its slope is the exponent,
+# fitted over the upper half of the sizes. (Time can grow faster than n² when a large matrix does
+# not fit into the processor's cache. With chunks of m tokens, hashing has 2n/m buckets. So each of
+# n tokens is compared with n/m directions, and this small part of the time grows as n².)
 
 # %%
 sizes = [2**i for i in lesson.pick(full=range(8, 14), quick=range(7, 11))]
