@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from minigpt import run_folder
-from minigpt.command_line import Parser, run_command, seed, use_device, whole_number
+from minigpt.command_line import (
+    Parser,
+    importing,
+    run_command,
+    seed,
+    use_device,
+    whole_number,
+)
 from minigpt.files import read_text
 from minigpt.generation import check_sampling, stream
 from minigpt.models.counting import count_parameters
@@ -197,8 +204,9 @@ def train_in(out: Path, args: argparse.Namespace, settings: dict, tokenizer: Tok
                      resume=args.resume, on_row=print_row)
     except KeyboardInterrupt:
         print("\nstopped; to continue from the last step that was saved: python -m minigpt train "
-              f"--out {shlex.quote(args.out)} --resume", file=sys.stderr)
-        draw_loss_curve(out)
+              f"--out {shlex.quote(args.out)} --resume", file=sys.stderr, flush=True)
+        with importing():                               # a second Ctrl-C ends here at once
+            draw_loss_curve(out)
         raise
     draw_loss_curve(out)
     load_weights(model, load_checkpoint(best)["model"], best)
@@ -216,9 +224,10 @@ def train_in(out: Path, args: argparse.Namespace, settings: dict, tokenizer: Tok
 
 def draw_loss_curve(out: Path) -> None:
     """Writes loss.png from metrics.csv, if there is one yet."""
-    from minigpt import plotting  # matplotlib takes half a second, so only for drawing
     if not (out / "metrics.csv").exists():
         return
+    with importing():               # matplotlib takes half a second, so only for drawing
+        from minigpt import plotting
     with open(out / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     plotting.save(plotting.loss_curve(rows), out / "loss.png")
