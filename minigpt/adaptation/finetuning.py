@@ -42,9 +42,10 @@ def add_tokens(gpt: GPT, n: int = 3, generator: Generator | None = None) -> GPT:
         raise ValueError(f"the number of new tokens must be at least 1, not {n}")
     wider = GPT(replace(gpt.config, vocab_size=gpt.config.vocab_size + n), generator)
     state = dict(gpt.state_dict())
-    old_rows = state["token_embedding.weight"].cpu()                    # (V, C)
-    new_rows = wider.token_embedding.weight[-n:].detach()               # (n, C)
-    state["token_embedding.weight"] = torch.cat([old_rows, new_rows])   # (V + n, C)
+    for name in ("token_embedding.weight", "output_embedding.weight"):  # the second if untied
+        if name in state:
+            new_rows = wider.state_dict()[name][-n:]                    # (n, C)
+            state[name] = torch.cat([state[name].cpu(), new_rows])      # (V, C) -> (V + n, C)
     wider.load_state_dict(state)
     return wider.to(next(gpt.parameters()))         # the same device and precision
 

@@ -9,7 +9,7 @@ probability: for A > 0 the gradient is 0 above ρ = 1+ε, for A < 0 it is 0 belo
 other side it is not clipped, so a step in the wrong direction can always be undone.
 
 Source: Schulman et al. 2017, eq. 7 (the clip); Schulman et al. 2016, eq. 16 (GAE); Ziegler et al.
-2019, §2.2 (KL as a reward per token, β that follows a target); Ouyang et al. 2022, §3.5.
+2019, §2.2 (β that follows a target); Ouyang et al. 2022, §3.5 (KL as a reward per token).
 Not specified there: losses are means over the counted actions of a minibatch; advantages are
 whitened once, over all answers of an iteration, with the biased variance; the value loss is
 clipped and has weight ½; policy and value are two models whose gradients are clipped together.

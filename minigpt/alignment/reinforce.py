@@ -14,9 +14,10 @@ The policy with the largest J is π* ∝ π_ref e^{r/β} (`exact.py`). Under π*
 have the same R, so with a baseline the gradient has no variance at the optimum. R depends on θ
 through its price too; lesson 16 shows why the gradient needs no second term.
 
-Source: Williams 1992, theorem 1; course D, from J(θ) to the REINFORCE box. Leave-one-out: Kool et
-al. 2019; Ahmadian et al. 2024. Not here: dividing by the standard deviation of the group, as GRPO
-does; it changes the direction of the gradient (lesson 16).
+Source: Williams 1992, theorem 1; course D, from "Objective Function J(θ)" to "SUMMARY"; the return
+with its price: course A, "Proximal Policy Optimization (PPO)". Leave-one-out: Kool et al. 2019;
+Ahmadian et al. 2024. Not here: dividing by the standard deviation of the group, as GRPO does; it
+changes the direction of the gradient (lesson 16).
 
 Shapes: B = n_prompts · n_samples answers, G = n_samples, T actions (as in ppo.py).
 """

@@ -2,7 +2,7 @@
 
     y ~ π(·|x)        rₜ = −β ( log π(yₜ|·) − log π_ref(yₜ|·) ) + [t is the last action] · r(x, y)
 
-Source: Ziegler et al. 2019, §2.2, and Ouyang et al. 2022, eq. 2, for the reward with its price for
+Source: Ziegler et al. 2019, eq. 2, and Ouyang et al. 2022, §3.5, for the reward with its price for
 leaving π_ref. Alignment code often goes wrong here, so each decision is stated:
 
   * The recorded log-probabilities are those of the sampled distribution, with its temperature.

@@ -26,6 +26,7 @@ FORMS = {
     "gpt1": GPTConfig(11, 16, **SIZES, post_norm=True),
     "gpt2": GPTConfig(11, 16, **SIZES),
     "modern": GPTConfig.modern(11, 16, **SIZES),
+    "untied": GPTConfig(11, 16, **SIZES, tied=False),
 }
 
 
